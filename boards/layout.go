@@ -1,0 +1,49 @@
+package boards
+
+// Layout of every Skerry disk, in bytes. It is one for all boards, so that an
+// update payload fits each board of its architecture. The master boot record
+// is used because a Raspberry Pi 3 can't start from GPT; the first partition
+// starts at 16 MiB so that the loaders of boards that expect them at fixed
+// sectors fit before it.
+const (
+	SectorSize = 512
+	MiB        = 1 << 20
+
+	// DiskSignature is the MBR's disk signature. Linux and U-Boot name
+	// partition N of such a disk by PARTUUID 534b5259-0N.
+	DiskSignature = 0x534b5259
+
+	// The two copies of the boot state, one sector each.
+	BootState0 = 4 * MiB
+	BootState1 = 14 * MiB
+
+	FirmwareStart = 16 * MiB
+	FirmwareSize  = 64 * MiB
+	SlotAStart    = FirmwareStart + FirmwareSize
+	SlotSize      = 384 * MiB
+	SlotBStart    = SlotAStart + SlotSize
+	StateStart    = SlotBStart + SlotSize
+	// StateSize is what the image file holds of STATE: zeros. First boot
+	// grows the partition to the end of the disk and makes its file system.
+	StateSize = 16 * MiB
+	ImageSize = StateStart + StateSize
+
+	// SlotBootSize is the FAT with kernel, initramfs and device trees at the
+	// start of a slot; the root file system follows it.
+	SlotBootSize = 64 * MiB
+)
+
+// MBR partition types.
+const (
+	TypeFirmware = 0x0c // FAT32, LBA
+	TypeSlot     = 0xda // non-file-system data: nothing mounts or repairs it unasked
+	TypeState    = 0x83
+)
+
+// Partition numbers.
+const (
+	PartFirmware = 1 + iota
+	PartSlotA
+	PartSlotB
+	PartState
+)
