@@ -1,29 +1,33 @@
-// Package atomicfile replaces files so that a power cut leaves either the old
-// content or the new one, never a mix and never nothing.
+// Package atomicfile replaces a file so that a power cut leaves either the old
+// content or the new one, whole: temporary file beside the target, fsync,
+// rename, fsync of the directory.
+//
+// Left out: locking and appending. One writer per file is the callers' rule.
 package atomicfile
 
 import (
 	"errors"
-	"io/fs"
+	"fmt"
 	"os"
 	"path/filepath"
 )
 
-// WriteFile writes data to a temporary file beside path, flushes it, renames it
-// over path and flushes the directory: without the last step the rename itself
-// can be lost. The file has exactly the given mode, whatever the umask.
-func WriteFile(path string, data []byte, mode fs.FileMode) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+// WriteFile replaces path with data. When it returns nil, the new content and
+// its name are on the disk. When it returns an error, path is as it was,
+// except when flushing the directory failed: then either content may survive a
+// power cut.
+func WriteFile(path string, data []byte, perm os.FileMode) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp*")
 	if err != nil {
-		return err
+		return fmt.Errorf("write file %q: %w", path, err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, ignoreClosed(f.Close()), ignoreMissing(os.Remove(f.Name())))
+			err = fmt.Errorf("write file %q: %w", path, errors.Join(err, ignoreClosed(f.Close())))
+			os.Remove(f.Name()) // gone already after a rename
 		}
 	}()
-	if err := f.Chmod(mode); err != nil {
+	if err := f.Chmod(perm); err != nil {
 		return err
 	}
 	if _, err := f.Write(data); err != nil {
@@ -38,10 +42,11 @@ func WriteFile(path string, data []byte, mode fs.FileMode) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return SyncDir(dir)
+	return SyncDir(filepath.Dir(path))
 }
 
-// SyncDir makes renames and removals in dir durable.
+// SyncDir makes the names in a directory durable: new, renamed and removed
+// ones.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -52,13 +57,6 @@ func SyncDir(dir string) error {
 
 func ignoreClosed(err error) error {
 	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err

@@ -1,6 +1,7 @@
 package atomicfile
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -9,37 +10,38 @@ import (
 func TestWriteFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
-	for _, want := range []string{"one", "", "two"} {
-		if err := WriteFile(path, []byte(want), 0o640); err != nil {
+	for _, data := range [][]byte{[]byte("first, the longer one"), []byte("second"), {}} {
+		if err := WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(path)
-		if err != nil || string(got) != want {
-			t.Errorf("after WriteFile(%q): %q, %v", want, got, err)
+		if err != nil || !bytes.Equal(got, data) {
+			t.Errorf("WriteFile(%q) left %q, %v", data, got, err)
+		}
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("WriteFile() left mode %v, %v; want 0600", fi.Mode(), err)
 		}
 	}
-	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o640 {
-		t.Errorf("mode = %v, %v; want 0640", st.Mode(), err)
-	}
-	if left, _ := os.ReadDir(dir); len(left) != 1 {
-		t.Errorf("%d files in the directory; want 1", len(left))
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
+		t.Errorf("WriteFile() left %v, %v; want the file alone", names, err)
 	}
 }
 
-// A write that can't finish leaves the old content and no temporary file.
-func TestWriteFileFails(t *testing.T) {
+func TestWriteFileFailure(t *testing.T) {
 	dir := t.TempDir()
-	target := filepath.Join(dir, "target") // a directory: rename onto it is refused
-	if err := os.MkdirAll(filepath.Join(target, "x"), 0o755); err != nil {
+	if err := WriteFile(filepath.Join(dir, "none", "f"), nil, 0o600); err == nil {
+		t.Error("WriteFile() into a missing directory = nil; want an error")
+	}
+	// A directory can't be replaced by a file: the failed rename must leave
+	// neither a changed target nor a temporary file.
+	target := filepath.Join(dir, "d")
+	if err := os.MkdirAll(filepath.Join(target, "child"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := WriteFile(target, []byte("x"), 0o600); err == nil {
-		t.Error("WriteFile(over a directory) = nil; want an error")
+		t.Error("WriteFile() over a directory = nil; want an error")
 	}
-	if left, _ := os.ReadDir(dir); len(left) != 1 {
-		t.Errorf("%d entries left; want 1", len(left))
-	}
-	if err := WriteFile(filepath.Join(dir, "none", "f"), nil, 0o600); err == nil {
-		t.Error("WriteFile(in no directory) = nil; want an error")
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
+		t.Errorf("WriteFile() left %v, %v; want the directory alone", names, err)
 	}
 }
