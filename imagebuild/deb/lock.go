@@ -1,0 +1,68 @@
+package deb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+)
+
+// LockFile returns the name of the lock that belongs to a package list.
+// packages-host.yaml has lock-host-amd64.json and so on, packages-arm64.yaml
+// just lock-arm64.json.
+func LockFile(list, arch string) string {
+	dir, name := filepath.Split(list)
+	stem := strings.TrimSuffix(strings.TrimPrefix(name, "packages-"), ".yaml")
+	if stem != arch {
+		stem += "-" + arch
+	}
+	return filepath.Join(dir, "lock-"+stem+".json")
+}
+
+// LockAll resolves every packages-*.yaml in dir and rewrites the locks beside
+// them, all or none. It reports each lock and what changed in it, line by line.
+func LockAll(ctx context.Context, a *Archive, dir string, report func(string)) error {
+	names, err := filepath.Glob(filepath.Join(dir, "packages-*.yaml"))
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("no packages-*.yaml in %q: run this at the top of the project", dir)
+	}
+	type result struct {
+		file string
+		lock *Lock
+	}
+	var results []result
+	for _, name := range names {
+		list, err := ReadList(name)
+		if err != nil {
+			return err
+		}
+		for _, arch := range list.Architectures {
+			lock, err := a.Resolve(ctx, list, arch)
+			if err != nil {
+				return fmt.Errorf("lock %s: %w", filepath.Base(name), err)
+			}
+			results = append(results, result{LockFile(name, arch), lock})
+		}
+	}
+	for _, r := range results {
+		old, err := ReadLock(r.file)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			// A lock that can't be read is about to be replaced.
+			report(err.Error())
+		}
+		if err := r.lock.Write(r.file); err != nil {
+			return err
+		}
+		changes := r.lock.Changes(old)
+		report(fmt.Sprintf("%s: %d packages, %d changed", r.file, len(r.lock.Packages), len(changes)))
+		for _, line := range changes {
+			report("  " + line)
+		}
+	}
+	return nil
+}
