@@ -1,0 +1,436 @@
+// Package network brings up the wired interfaces of a node with DHCP: those
+// that are there at boot and those that are plugged in later. What it learned
+// lies in network.json and resolv.conf for the other programs.
+//
+// A node that is cut off must keep running, also across a reboot. So an
+// address is kept when the cable is pulled and when its lease ends unrenewed
+// (it goes when a server gives another), and the last lease is saved: it is
+// used again when no server answers after boot.
+//
+// Left out: Wi-Fi, VLANs, static addresses (skerry.yaml may get them), DHCPv6.
+// IPv6 addresses come from router advertisements, which the kernel handles.
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"skerry.internal/skerry/agent/atomicfile"
+)
+
+// Config says where things go.
+type Config struct {
+	JSON       string // the lease in use, for other programs, as a Lease
+	ResolvConf string
+	SavedLease string // on the disk that survives a reboot
+	Hostname   string // sent to the server
+	// Patience is the time without an answer after which the saved lease is
+	// used; 0 means ten seconds.
+	Patience       time.Duration
+	Printf, Errorf func(format string, args ...any)
+}
+
+// Manager owns the wired interfaces.
+type Manager struct {
+	cfg  Config
+	up   chan struct{} // closed when the first address is there
+	wake chan struct{} // capacity 1: a lease has come or changed
+
+	mu     sync.Mutex // guards all that follows
+	ports  map[int]*port
+	leases map[int]Lease // by interface index
+}
+
+// port is one wired interface.
+type port struct {
+	name    string
+	mac     net.HardwareAddr
+	carrier bool
+	cancel  context.CancelFunc // of its DHCP client
+	done    chan struct{}
+}
+
+// New returns a manager; Run makes it work.
+func New(cfg Config) *Manager {
+	if cfg.Patience == 0 {
+		cfg.Patience = 10 * time.Second
+	}
+	return &Manager{cfg: cfg, up: make(chan struct{}), wake: make(chan struct{}, 1), ports: map[int]*port{}, leases: map[int]Lease{}}
+}
+
+// Up is closed when the first interface has an address.
+func (m *Manager) Up() <-chan struct{} { return m.up }
+
+// Changed receives after a lease has come or changed.
+func (m *Manager) Changed() <-chan struct{} { return m.wake }
+
+// NTP lists the time servers that DHCP has named.
+func (m *Manager) NTP() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l, _ := m.primaryLocked()
+	return l.NTP
+}
+
+// Run manages until ctx ends. Addresses stay.
+func (m *Manager) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := m.follow(ctx); err != nil {
+			m.cfg.Errorf("network: %v; trying again", err)
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// follow handles link events until the subscription breaks.
+func (m *Manager) follow(ctx context.Context) error {
+	ch, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
+	defer close(done)
+	var broken error
+	err := netlink.LinkSubscribeWithOptions(ch, done, netlink.LinkSubscribeOptions{ListExisting: true, ErrorCallback: func(err error) { broken = err }})
+	if err != nil {
+		return fmt.Errorf("watch links: %w", err)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case u, ok := <-ch:
+			if !ok {
+				return fmt.Errorf("watch links: %w", errors.Join(broken, errors.New("the subscription ended")))
+			}
+			m.link(ctx, u)
+		}
+	}
+}
+
+// link handles one event: an interface that is new, gone, plugged or unplugged.
+func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
+	a := u.Link.Attrs()
+	m.mu.Lock()
+	p := m.ports[a.Index]
+	m.mu.Unlock()
+	if u.Header.Type == unix.RTM_DELLINK {
+		if p != nil {
+			m.stop(p)
+			m.mu.Lock()
+			delete(m.ports, a.Index)
+			delete(m.leases, a.Index)
+			m.mu.Unlock()
+			m.publish()
+			m.cfg.Printf("network: %s is gone", p.name)
+		}
+		return
+	}
+	if p == nil {
+		if !Wired("/sys", a.Name) {
+			return
+		}
+		p = &port{name: a.Name, mac: a.HardwareAddr}
+		m.mu.Lock()
+		m.ports[a.Index] = p
+		m.mu.Unlock()
+		// A node forwards packets, and a forwarding kernel listens to
+		// router advertisements only when told so.
+		os.WriteFile("/proc/sys/net/ipv6/conf/"+a.Name+"/accept_ra", []byte("2"), 0)
+		if err := netlink.LinkSetUp(u.Link); err != nil {
+			m.cfg.Errorf("network: set %s up: %v", a.Name, err)
+		}
+		time.AfterFunc(m.cfg.Patience, func() { m.useSaved(ctx, u.Link) })
+	}
+	p.name = a.Name // renamed, maybe
+	carrier := u.IfInfomsg.Flags&unix.IFF_LOWER_UP != 0 && u.IfInfomsg.Flags&unix.IFF_UP != 0
+	switch {
+	case carrier && !p.carrier:
+		p.carrier = true
+		m.cfg.Printf("network: %s (%s) has a link", p.name, p.mac)
+		pctx, cancel := context.WithCancel(ctx)
+		p.cancel, p.done = cancel, make(chan struct{})
+		go func(done chan struct{}) {
+			defer close(done)
+			m.dhcp(pctx, u.Link)
+		}(p.done)
+	case !carrier && p.carrier:
+		p.carrier = false
+		m.cfg.Printf("network: %s has no link; its address is kept", p.name)
+		m.stop(p)
+	}
+}
+
+// stop ends a port's DHCP client.
+func (m *Manager) stop(p *port) {
+	if p.cancel != nil {
+		p.cancel()
+		<-p.done
+		p.cancel = nil
+	}
+}
+
+// dhcp keeps a lease for one interface while it has a link.
+func (m *Manager) dhcp(ctx context.Context, link netlink.Link) {
+	a := link.Attrs()
+	var raw *nclient4.Lease // for renewal
+	var lease Lease
+	var given time.Time
+	failures := 0
+	for {
+		age := time.Since(given)
+		renewing := raw != nil && age < lease.rebind
+		next, nraw, err := m.ask(ctx, a.Name, a.HardwareAddr, raw, renewing)
+		var nak *nclient4.ErrNak
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			failures = 0
+			err = m.apply(link, next)
+			if err == nil {
+				raw, lease, given = nraw, next, time.Now()
+			}
+		case errors.As(err, &nak):
+			raw = nil // start over at once
+			failures++
+		default:
+			failures++
+		}
+		wait := min(time.Second<<min(failures, 6), minLease)
+		switch {
+		case err != nil && (failures == 1 || failures%60 == 0):
+			m.cfg.Printf("network: %s: no lease yet: %v", a.Name, err)
+		case err == nil || raw != nil && time.Since(given) < lease.expire:
+			wait = lease.wait(time.Since(given))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// ask runs one exchange with the server. The socket is open only meanwhile:
+// while it is, every IPv4 packet is copied to it.
+func (m *Manager) ask(ctx context.Context, name string, mac net.HardwareAddr, old *nclient4.Lease, renew bool) (Lease, *nclient4.Lease, error) {
+	c, err := nclient4.New(name, nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(2))
+	if err != nil {
+		return Lease{}, nil, fmt.Errorf("open DHCP client: %w", err)
+	}
+	defer c.Close()
+	mods := []dhcpv4.Modifier{dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer,
+		dhcpv4.OptionDomainName, dhcpv4.OptionNTPServers, dhcpv4.OptionInterfaceMTU, dhcpv4.OptionClasslessStaticRoute)}
+	if m.cfg.Hostname != "" {
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(m.cfg.Hostname)))
+	}
+	var got *nclient4.Lease
+	if renew {
+		got, err = c.Renew(ctx, old, mods...)
+	} else {
+		wish := mods
+		// The address of last time, if it is still free.
+		if s, err := load(m.cfg.SavedLease, mac.String()); err == nil && s != nil {
+			wish = append(slices.Clone(mods), dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(s.Address.Addr().AsSlice())))
+		}
+		var offer *dhcpv4.DHCPv4
+		if offer, err = c.DiscoverOffer(ctx, wish...); err == nil {
+			got, err = c.RequestFromOffer(ctx, offer, mods...)
+		}
+	}
+	if err != nil {
+		return Lease{}, nil, err
+	}
+	l, err := fromACK(name, mac, got.ACK)
+	return l, got, err
+}
+
+// useSaved puts the lease of an earlier boot to use if there is none by now.
+func (m *Manager) useSaved(ctx context.Context, link netlink.Link) {
+	a := link.Attrs()
+	m.mu.Lock()
+	_, have := m.leases[a.Index]
+	m.mu.Unlock()
+	if have || ctx.Err() != nil {
+		return
+	}
+	l, err := load(m.cfg.SavedLease, a.HardwareAddr.String())
+	if err != nil {
+		m.cfg.Errorf("network: %v", err)
+	}
+	if l == nil {
+		return
+	}
+	l.Interface = a.Name
+	m.cfg.Printf("network: no DHCP server has answered on %s in %v; using the last lease", a.Name, m.cfg.Patience)
+	if err := m.apply(link, *l); err != nil {
+		m.cfg.Errorf("network: %v", err)
+	}
+}
+
+// apply makes a lease the interface's configuration.
+func (m *Manager) apply(link netlink.Link, l Lease) error {
+	index := link.Attrs().Index
+	m.mu.Lock()
+	old, had := m.leases[index]
+	m.leases[index] = l
+	m.mu.Unlock()
+	if had && old.same(l) && old.Saved == l.Saved {
+		return nil // renewed
+	}
+	if err := configure(link, old.Address, l); err != nil {
+		m.mu.Lock()
+		delete(m.leases, index)
+		m.mu.Unlock()
+		return fmt.Errorf("configure %s: %w", l.Interface, err)
+	}
+	gw := l.Gateway
+	if gw == "" {
+		gw = "none"
+	}
+	m.cfg.Printf("network: %s has address %s, gateway %s", l.Interface, l.Address, gw)
+	if !l.Saved && m.cfg.SavedLease != "" {
+		if err := l.save(m.cfg.SavedLease); err != nil {
+			m.cfg.Errorf("network: %v", err)
+		}
+	}
+	m.publish()
+	return nil
+}
+
+func configure(link netlink.Link, old netip.Prefix, l Lease) error {
+	if l.MTU != 0 && l.MTU != link.Attrs().MTU {
+		if err := netlink.LinkSetMTU(link, l.MTU); err != nil {
+			return fmt.Errorf("set MTU %d: %w", l.MTU, err)
+		}
+	}
+	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipnet(l.Address)}); err != nil {
+		return fmt.Errorf("add address %v: %w", l.Address, err)
+	}
+	if old.IsValid() && old != l.Address {
+		if err := netlink.AddrDel(link, &netlink.Addr{IPNet: ipnet(old)}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %v: %w", old, err)
+		}
+	}
+	routes := l.Routes
+	if len(routes) == 0 && l.Gateway != "" {
+		routes = []Route{{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: l.Gateway}}
+	}
+	for _, r := range routes {
+		nr := netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipnet(r.To), Protocol: unix.RTPROT_DHCP,
+			Src: l.Address.Addr().AsSlice(), Priority: 100 + link.Attrs().Index}
+		if r.Via != "" {
+			nr.Gw = net.ParseIP(r.Via)
+			nr.SetFlag(netlink.FLAG_ONLINK) // also when it lies outside the subnet
+		} else {
+			nr.Scope = netlink.SCOPE_LINK
+		}
+		if err := netlink.RouteReplace(&nr); err != nil {
+			return fmt.Errorf("add route to %v: %w", r.To, err)
+		}
+	}
+	return nil
+}
+
+func ipnet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+}
+
+// primaryLocked is the lease that names are resolved with: a fresh one before
+// a saved one, then the interface that was found first.
+func (m *Manager) primaryLocked() (Lease, bool) {
+	var indexes []int
+	for i := range m.leases {
+		indexes = append(indexes, i)
+	}
+	slices.Sort(indexes)
+	for _, saved := range []bool{false, true} {
+		for _, i := range indexes {
+			if m.leases[i].Saved == saved {
+				return m.leases[i], true
+			}
+		}
+	}
+	return Lease{}, false
+}
+
+// publish tells the other programs. When the last interface has gone, they
+// keep what they know.
+func (m *Manager) publish() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l, ok := m.primaryLocked()
+	if !ok {
+		return
+	}
+	err := errors.Join(atomicfile.WriteFile(m.cfg.ResolvConf, []byte(l.resolvConf()), 0o644), l.save(m.cfg.JSON))
+	if err != nil {
+		m.cfg.Errorf("network: %v", err)
+	}
+	select {
+	case <-m.up:
+	default:
+		close(m.up)
+	}
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Loopback brings up lo.
+func Loopback() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
+}
+
+// Wired reports whether an interface is a piece of Ethernet hardware: not a
+// bridge or a pod's veth, and not Wi-Fi. sys is normally /sys.
+func Wired(sys, name string) bool {
+	dir := filepath.Join(sys, "class/net", name)
+	kind, err := os.ReadFile(filepath.Join(dir, "type"))
+	return err == nil && strings.TrimSpace(string(kind)) == "1" && exists(filepath.Join(dir, "device")) &&
+		!exists(filepath.Join(dir, "wireless")) && !exists(filepath.Join(dir, "phy80211"))
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// FirstMAC returns the hardware address of the first wired interface by name,
+// nil if there is none yet.
+func FirstMAC(sys string) net.HardwareAddr {
+	entries, _ := os.ReadDir(filepath.Join(sys, "class/net")) // sorted
+	for _, e := range entries {
+		if !Wired(sys, e.Name()) {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(sys, "class/net", e.Name(), "address"))
+		if mac, perr := net.ParseMAC(strings.TrimSpace(string(data))); err == nil && perr == nil {
+			return mac
+		}
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+package network
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+)
+
+var mac = net.HardwareAddr{0x52, 0x54, 0, 0x12, 0x34, 0x56}
+
+func ack(t *testing.T, mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
+	t.Helper()
+	m, err := dhcpv4.New(mods...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := dhcpv4.FromBytes(m.ToBytes()) // as it comes from the wire
+	if err != nil {
+		t.Fatal(err)
+	}
+	return back
+}
+
+func TestFromACK(t *testing.T) {
+	_, ten, _ := net.ParseCIDR("10.0.0.0/8")
+	_, all, _ := net.ParseCIDR("0.0.0.0/0")
+	for _, tt := range []struct {
+		name string
+		mods []dhcpv4.Modifier
+		want Lease
+	}{
+		{"full", []dhcpv4.Modifier{dhcpv4.WithYourIP(net.IP{10, 0, 2, 15}), dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithRouter(net.IP{10, 0, 2, 2}),
+			dhcpv4.WithDNS(net.IP{10, 0, 2, 3}), dhcpv4.WithOption(dhcpv4.OptDomainName("lan.example")), dhcpv4.WithOption(dhcpv4.OptNTPServers(net.IP{10, 0, 2, 4})),
+			dhcpv4.WithLeaseTime(3600), dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, []byte{0x05, 0x78}))},
+			Lease{Address: netip.MustParsePrefix("10.0.2.15/24"), Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"}, Domain: "lan.example", NTP: []string{"10.0.2.4"},
+				MTU: 1400, renew: 30 * time.Minute, rebind: 52*time.Minute + 30*time.Second, expire: time.Hour}},
+		{"bare", []dhcpv4.Modifier{dhcpv4.WithYourIP(net.IP{192, 168, 1, 7})},
+			Lease{Address: netip.MustParsePrefix("192.168.1.7/24"), DNS: []string{}, NTP: []string{}, renew: 30 * time.Minute, rebind: 52*time.Minute + 30*time.Second, expire: time.Hour}},
+		{"silly times and a name that is none", []dhcpv4.Modifier{dhcpv4.WithYourIP(net.IP{192, 168, 1, 7}), dhcpv4.WithLeaseTime(1), dhcpv4.WithOption(dhcpv4.OptDomainName("x\nnameserver 6.6.6.6"))},
+			Lease{Address: netip.MustParsePrefix("192.168.1.7/24"), DNS: []string{}, NTP: []string{}, renew: 30 * time.Second, rebind: 52500 * time.Millisecond, expire: time.Minute}},
+		{"classless routes", []dhcpv4.Modifier{dhcpv4.WithYourIP(net.IP{192, 168, 1, 7}), dhcpv4.WithRouter(net.IP{9, 9, 9, 9}),
+			dhcpv4.WithOption(dhcpv4.OptClasslessStaticRoute(&dhcpv4.Route{Dest: ten, Router: net.IP{0, 0, 0, 0}}, &dhcpv4.Route{Dest: all, Router: net.IP{192, 168, 1, 1}}))},
+			Lease{Address: netip.MustParsePrefix("192.168.1.7/24"), Gateway: "192.168.1.1", DNS: []string{}, NTP: []string{},
+				Routes: []Route{{netip.MustParsePrefix("10.0.0.0/8"), ""}, {netip.MustParsePrefix("0.0.0.0/0"), "192.168.1.1"}},
+				renew:  30 * time.Minute, rebind: 52*time.Minute + 30*time.Second, expire: time.Hour}},
+	} {
+		tt.want.Interface, tt.want.MAC = "eth0", mac.String()
+		if got, err := fromACK("eth0", mac, ack(t, tt.mods...)); err != nil || !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s: fromACK() = %+v, %v; want %+v", tt.name, got, err, tt.want)
+		}
+	}
+	for _, bad := range []net.IP{{0, 0, 0, 0}, {127, 0, 0, 1}, {224, 0, 0, 1}} {
+		if got, err := fromACK("eth0", mac, ack(t, dhcpv4.WithYourIP(bad))); err == nil {
+			t.Errorf("fromACK(%v) = %+v; want an error", bad, got)
+		}
+	}
+}
+
+func TestWait(t *testing.T) {
+	l := Lease{renew: 30 * time.Minute, rebind: 50 * time.Minute, expire: time.Hour}
+	for age, want := range map[time.Duration]time.Duration{
+		0: 30 * time.Minute, 29 * time.Minute: time.Minute, 30 * time.Minute: 10 * time.Minute, 49 * time.Minute: 30 * time.Second,
+		50 * time.Minute: 5 * time.Minute, 60*time.Minute - time.Second: 15 * time.Second, 2 * time.Hour: time.Minute,
+	} {
+		if got := l.wait(age); got != want {
+			t.Errorf("wait(%v) = %v; want %v", age, got, want)
+		}
+	}
+}
+
+func TestSaveLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lease.json")
+	if l, err := load(path, mac.String()); l != nil || err != nil {
+		t.Errorf("load() of nothing = %v, %v; want nil", l, err)
+	}
+	want := Lease{Interface: "eth0", MAC: mac.String(), Address: netip.MustParsePrefix("10.0.2.15/24"), Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"}}
+	if err := want.save(path); err != nil {
+		t.Fatal(err)
+	}
+	got, err := load(path, mac.String())
+	if err != nil || !got.same(want) || !got.Saved {
+		t.Errorf("load() = %+v, %v; want %+v, saved", got, err, want)
+	}
+	if got, err := load(path, "00:00:00:00:00:01"); got != nil || err != nil {
+		t.Errorf("load() for other hardware = %+v, %v; want nil", got, err)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := load(path, mac.String()); err == nil {
+		t.Error("load() of garbage = nil; want an error")
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	got := Lease{Domain: "lan", DNS: []string{"1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"}}.resolvConf()
+	if want := "# written by init from DHCP\nsearch lan\nnameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3\n"; got != want {
+		t.Errorf("resolvConf() = %q; want %q", got, want)
+	}
+}
+
+func TestWired(t *testing.T) {
+	sys := t.TempDir()
+	for name, files := range map[string]map[string]string{
+		"a-veth": {"type": "1\n", "address": "aa:aa:aa:aa:aa:aa\n"},
+		"b-wlan": {"type": "1\n", "address": "bb:bb:bb:bb:bb:bb\n", "device/x": "", "wireless/x": ""},
+		"eth0":   {"type": "1\n", "address": mac.String() + "\n", "device/x": ""},
+		"lo":     {"type": "772\n", "device/x": ""},
+	} {
+		for f, text := range files {
+			p := filepath.Join(sys, "class/net", name, f)
+			if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, want := Wired(sys, name), name == "eth0"; got != want {
+			t.Errorf("Wired(%s) = %v; want %v", name, got, want)
+		}
+	}
+	if got := FirstMAC(sys); got.String() != mac.String() {
+		t.Errorf("FirstMAC() = %v; want %v", got, mac)
+	}
+	if got := FirstMAC(t.TempDir()); got != nil {
+		t.Errorf("FirstMAC() of no interfaces = %v; want nil", got)
+	}
+}
+
+func TestPrimary(t *testing.T) {
+	m := New(Config{})
+	if l, ok := m.primaryLocked(); ok {
+		t.Errorf("primary of none = %v", l)
+	}
+	m.leases = map[int]Lease{2: {Interface: "a", Saved: true}, 3: {Interface: "b"}, 4: {Interface: "c"}}
+	if l, _ := m.primaryLocked(); l.Interface != "b" {
+		t.Errorf("primary = %v; want b, the first fresh one", l.Interface)
+	}
+}
