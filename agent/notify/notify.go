@@ -152,18 +152,4 @@ func sender(oob []byte) (pid int) {
 
 // Send tells whoever started this process, through $NOTIFY_SOCKET, lines like
 // READY=1. Without that variable it does nothing.
-func Send(lines ...string) error {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return nil
-	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return fmt.Errorf("send notification: %w", err)
-	}
-	_, err = conn.Write([]byte(strings.Join(lines, "\n")))
-	if err := errors.Join(err, conn.Close()); err != nil {
-		return fmt.Errorf("send notification: %w", err)
-	}
-	return nil
-}
+func Send(lines ...string) error { return Sender{path: os.Getenv("NOTIFY_SOCKET")}.Send(lines...) }

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"skerry.internal/skerry/agent/atomicfile"
+	"skerry.internal/skerry/agent/config"
+	"skerry.internal/skerry/agent/controlplane"
+	"skerry.internal/skerry/agent/datastore"
+	"skerry.internal/skerry/agent/pki"
+	"skerry.internal/skerry/agent/provision"
+)
+
+// The cluster's networks, as K3s has them, so that what people know applies.
+const (
+	podCIDR     = "10.42.0.0/16"
+	serviceCIDR = "10.43.0.0/16"
+)
+
+var serviceIP = net.IPv4(10, 43, 0, 1)
+
+// options are the command line.
+type options struct {
+	Config           string
+	DataDir          string
+	RunDir           string
+	NodeIP           net.IP
+	Port             int
+	ControlPlaneOnly bool
+}
+
+func parseOptions(args []string) (options, error) {
+	var o options
+	f := pflag.NewFlagSet("skerryd", pflag.ContinueOnError)
+	f.StringVar(&o.Config, "config", "/run/skerry/"+config.FileName, "the node's configuration; a missing file means defaults")
+	f.StringVar(&o.DataDir, "data-dir", "/var/lib/skerry", "where state is kept, with provision.json from skerry cluster create")
+	f.StringVar(&o.RunDir, "run-dir", "/run/skerry", "where sockets are made")
+	f.IPVar(&o.NodeIP, "node-ip", nil, "this node's address (default: what init or the default route says)")
+	f.IntVar(&o.Port, "port", 6443, "TCP port of the Kubernetes API")
+	f.BoolVar(&o.ControlPlaneOnly, "control-plane-only", false, "run no kubelet and no networking for pods")
+	f.Usage = func() {
+		fmt.Fprintf(os.Stderr, "skerryd runs a Kubernetes node in one process.\n\nExample:\n  skerryd --data-dir /var/lib/skerry --node-ip 192.168.1.10\n\nFlags:\n%s", f.FlagUsages())
+	}
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			return o, err
+		}
+		return o, usageError{err}
+	}
+	if f.NArg() > 0 {
+		return o, usageError{fmt.Errorf("unexpected argument %q", f.Arg(0))}
+	}
+	if o.NodeIP != nil && o.NodeIP.IsLoopback() {
+		return o, usageError{fmt.Errorf("--node-ip %s: want an address that pods can reach, not a loopback one", o.NodeIP)}
+	}
+	return o, nil
+}
+
+// node is what the units share: who this node is, and its certificates.
+type node struct {
+	options
+	name      string
+	config    *config.Config
+	bundle    *provision.Bundle
+	authority *pki.Authority
+	caFile    string
+}
+
+func (n *node) path(elem ...string) string {
+	return filepath.Join(append([]string{n.DataDir}, elem...)...)
+}
+
+// server is the API server's URL for programs of this node.
+func (n *node) server() string { return fmt.Sprintf("https://127.0.0.1:%d", n.Port) }
+
+func newNode(ctx context.Context, o options) (*node, error) {
+	n := &node{options: o}
+	data, err := os.ReadFile(o.Config)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	var mistakes []config.Mistake
+	n.config, mistakes = config.Parse(data)
+	for _, m := range mistakes {
+		fmt.Fprintf(os.Stderr, "skerryd: %s\n", m)
+	}
+	if n.bundle, err = provision.Load(o.DataDir); err != nil {
+		return nil, err
+	}
+	if n.bundle == nil {
+		return nil, fmt.Errorf("no %s in %s: this node belongs to no cluster; run skerry cluster create NAME and put it on the card with skerry flash --cluster NAME", provision.FileName, o.DataDir)
+	}
+	if n.name = n.config.Hostname; n.name == "" {
+		if n.name, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("read host name: %w", err)
+		}
+	}
+	if n.authority, err = pki.ParseAuthority(n.bundle.IntermediateCert, n.bundle.IntermediateKey); err != nil {
+		return nil, fmt.Errorf("use provisioning bundle: %w", err)
+	}
+	n.caFile = n.path("pki", "ca.crt")
+	if err := os.MkdirAll(filepath.Dir(n.caFile), 0o700); err != nil {
+		return nil, fmt.Errorf("make certificate directory: %w", err)
+	}
+	if err := atomicfile.WriteFile(n.caFile, n.bundle.CACert, 0o644); err != nil {
+		return nil, fmt.Errorf("write CA certificate: %w", err)
+	}
+	return n, nil
+}
+
+func (n *node) controlPlane(store *datastore.Datastore) (*controlplane.ControlPlane, error) {
+	files, err := controlplane.EnsureFiles(n.path("pki"), n.caFile, n.authority,
+		controlplane.Node{Name: n.name, Addresses: []net.IP{n.NodeIP}, ServiceIP: serviceIP}, n.server(), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return controlplane.Prepare(controlplane.Config{
+		Dir:       n.path("control-plane"),
+		Advertise: n.NodeIP.String(),
+		Port:      n.Port,
+		PodCIDR:   podCIDR, ServiceCIDR: serviceCIDR,
+		Datastore: store.Endpoint, Volatile: store.VolatileEndpoint, VolatileNames: datastore.Volatile,
+		Files: files,
+	})
+}

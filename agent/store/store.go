@@ -1,0 +1,65 @@
+// Package store knows how Skerry keeps an SQLite database on flash memory:
+// where, with which durability, and how to tell that it is whole.
+//
+// Left out: tables and queries, which belong to whoever opens the database.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
+)
+
+// DSN names the database at path for the driver "sqlite3".
+//
+// synchronous=FULL makes a commit wait until the write-ahead log has been
+// flushed: with NORMAL, which kine has by itself, a power cut may take back
+// transactions that were already acknowledged (https://sqlite.org/pragma.html#pragma_synchronous).
+// Callers may append further parameters with "&".
+func DSN(path string) string {
+	u := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}
+	return u.String() + "?_journal_mode=WAL&_synchronous=FULL&_busy_timeout=30000&_txlock=immediate&_stmt_cache_size=20"
+}
+
+// Prepare makes the directory of the database at path (mode 0700) and refuses
+// a file that is there but isn't a sound SQLite database: a damaged one is
+// never silently replaced.
+func Prepare(ctx context.Context, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make database directory: %w", err)
+	}
+	if st, err := os.Stat(path); errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0 {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("look at database: %w", err)
+	}
+	// quick_check reads every page but skips the comparison of indexes with
+	// tables, which takes most of the time of integrity_check.
+	return check(ctx, path, "quick_check")
+}
+
+// Check reads the whole database at path and returns what PRAGMA
+// integrity_check finds wrong, if anything.
+func Check(ctx context.Context, path string) error { return check(ctx, path, "integrity_check") }
+
+func check(ctx context.Context, path, pragma string) error {
+	db, err := sql.Open("sqlite3", DSN(path))
+	if err != nil {
+		return fmt.Errorf("open database %q: %w", path, err)
+	}
+	defer db.Close()
+	var result string
+	if err := db.QueryRowContext(ctx, "PRAGMA "+pragma+"(1)").Scan(&result); err != nil {
+		return fmt.Errorf("check database %q: %w; it is left as it is", path, err)
+	}
+	if result != "ok" {
+		return fmt.Errorf("check database %q: %s: got %q, want \"ok\"; it is left as it is", path, pragma, result)
+	}
+	return nil
+}
