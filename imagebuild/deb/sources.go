@@ -194,7 +194,7 @@ func parseDeb822(text []byte) ([]source, error) {
 			return all, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, errors.New(strings.Join(strings.Fields(err.Error()), " ")) // it quotes whole lines
 		}
 		field := map[string]string{}
 		for key, value := range p.Values {

@@ -45,10 +45,11 @@ type SHA256 [sha256.Size]byte
 
 // ParseSHA256 reads 64 hexadecimal digits.
 func ParseSHA256(s string) (sum SHA256, err error) {
-	if n, err := hex.Decode(sum[:], []byte(s)); len(s) != 2*len(sum) || n != len(sum) || err != nil {
+	raw, err := hex.DecodeString(s)
+	if err != nil || len(raw) != len(sum) {
 		return SHA256{}, fmt.Errorf("parse sha256 %q: want 64 hexadecimal digits", s)
 	}
-	return sum, nil
+	return SHA256(raw), nil
 }
 
 // String returns 64 hexadecimal digits.
