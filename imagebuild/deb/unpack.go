@@ -3,6 +3,7 @@ package deb
 import (
 	"archive/tar"
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -41,9 +42,11 @@ type File struct {
 func Unpack(name string) iter.Seq2[File, error] {
 	return func(yield func(File, error) bool) {
 		more := true
-		err := walk(name, func(f File) bool {
-			more = yield(f, nil)
-			return more
+		err := openData(name, func(plain io.Reader) error {
+			return walk(plain, func(f File) bool {
+				more = yield(f, nil)
+				return more
+			})
 		})
 		if err != nil && more {
 			yield(File{}, fmt.Errorf("unpack %q: %w", name, err))
@@ -51,7 +54,51 @@ func Unpack(name string) iter.Seq2[File, error] {
 	}
 }
 
-func walk(name string, use func(File) bool) error {
+// slowSize is from where it pays to keep a package's files uncompressed. The
+// kernel's takes seconds to decompress each time, and 179 MB to keep.
+const slowSize = 8 << 20
+
+// Unpack is Unpack of the package that the list calls name, but quick from the
+// second time on.
+func (s *Set) Unpack(ctx context.Context, name string) iter.Seq2[File, error] {
+	p, err := s.Lock.Find(name)
+	if err != nil {
+		return func(yield func(File, error) bool) { yield(File{}, err) }
+	}
+	if p.Size < slowSize {
+		return Unpack(s.paths[p.Name])
+	}
+	return func(yield func(File, error) bool) {
+		more := true
+		if err := s.walkKept(ctx, p, func(f File) bool {
+			more = yield(f, nil)
+			return more
+		}); err != nil && more {
+			yield(File{}, fmt.Errorf("unpack %s: %w", p.Name, err))
+		}
+	}
+}
+
+func (s *Set) walkKept(ctx context.Context, p Package, use func(File) bool) error {
+	tarFile, err := s.cache.Derive(ctx, p.Name+" "+p.Version+", unpacked", p.SHA256, func(w io.Writer) error {
+		return openData(s.paths[p.Name], func(plain io.Reader) error {
+			_, err := io.Copy(w, plain)
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(tarFile)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return walk(f, use)
+}
+
+// openData finds a package's tar archive and hands it over, uncompressed.
+func openData(name string, use func(plain io.Reader) error) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
@@ -66,30 +113,32 @@ func walk(name string, use func(File) bool) error {
 		if err != nil {
 			return fmt.Errorf("find its data.tar: %w", noEOF(err))
 		}
-		if member.Name == "data.tar" || strings.HasPrefix(member.Name, "data.tar.") {
-			return walkTar(member, use)
+		if !strings.HasPrefix(member.Name, "data.tar") {
+			continue
 		}
+		plain, err := deb.DecompressorFor(path.Ext(member.Name))(bufio.NewReaderSize(member.Data, 1<<20))
+		if err == nil {
+			err = errors.Join(use(plain), plain.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("read %s: %w", member.Name, noEOF(err))
+		}
+		return nil
 	}
 }
 
-func walkTar(member *deb.ArEntry, use func(File) bool) error {
-	packed := bufio.NewReaderSize(member.Data, 1<<20)
-	plain, err := deb.DecompressorFor(path.Ext(member.Name))(packed)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", member.Name, err)
-	}
-	defer plain.Close()
+func walk(plain io.Reader, use func(File) bool) error {
 	for t := tar.NewReader(plain); ; {
 		h, err := t.Next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read %s: %w", member.Name, noEOF(err))
+			return noEOF(err)
 		}
 		file, err := fileOf(h, t)
 		if err != nil {
-			return fmt.Errorf("read %s: entry %q: %w", member.Name, h.Name, err)
+			return fmt.Errorf("entry %q: %w", h.Name, err)
 		}
 		if file.Path == "." {
 			continue

@@ -200,6 +200,62 @@ func (c *Cache) Text(ctx context.Context, name, url string, limit int64) ([]byte
 	return text, nil
 }
 
+// Derive returns the path of a file that holds what create writes, for work
+// whose result depends on nothing but key, such as unpacking the file of that
+// sha256. The result is kept and checked each time, as a download is.
+func (c *Cache) Derive(ctx context.Context, name string, key SHA256, create func(io.Writer) error) (string, error) {
+	prefix := filepath.Join(c.Dir, "derived", key.String()+".") // the content's sha256 follows
+	kept, err := filepath.Glob(prefix + "*")
+	if err != nil {
+		return "", err
+	}
+	for _, path := range kept {
+		st, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // another process threw it away
+		}
+		if err != nil {
+			return "", fmt.Errorf("read cached %s: %w", name, err)
+		}
+		sum, err := ParseSHA256(path[len(prefix):])
+		if err == nil {
+			err = check(ctx, path, Item{Name: name, SHA256: sum, Size: st.Size()})
+		}
+		if err == nil {
+			return path, nil
+		}
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
+		c.notice("cached %s is damaged: making it again", name)
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("throw away damaged %s: %w", name, err)
+		}
+	}
+	return c.derive(ctx, name, prefix, create)
+}
+
+func (c *Cache) derive(ctx context.Context, name, prefix string, create func(io.Writer) error) (path string, err error) {
+	item := Item{Name: name}
+	f, err := c.create(c.temp())
+	if err != nil {
+		return "", c.diskError(item, err)
+	}
+	defer cleanUp(f, &err)
+	h := sha256.New()
+	disk := &diskWriter{ctx: ctx, f: f}
+	err = create(io.MultiWriter(disk, h))
+	item.Size = disk.n
+	if disk.err != nil {
+		return "", c.diskError(item, disk.err)
+	}
+	if err != nil {
+		return "", err
+	}
+	path = prefix + SHA256(h.Sum(nil)).String()
+	return path, c.keep(f, item, path)
+}
+
 // check returns nil when path holds item, fs.ErrNotExist when it isn't there
 // and a MismatchError when it holds something else.
 func check(ctx context.Context, path string, item Item) error {
@@ -244,16 +300,9 @@ func (c *Cache) download(ctx context.Context, url string, item Item, path string
 		if err != nil {
 			return c.diskError(item, err)
 		}
-		defer func() {
-			if err != nil {
-				f.Close()
-				if rm := os.Remove(f.Name()); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
-					err = errors.Join(err, rm)
-				}
-			}
-		}()
+		defer cleanUp(f, &err)
 		h := sha256.New()
-		disk := &diskWriter{f: f}
+		disk := &diskWriter{ctx: ctx, f: f}
 		count := &counter{c: c, p: Progress{Name: item.Name, Total: item.Size}}
 		// One byte more than wanted is enough to know that it is too much.
 		n, err := io.Copy(io.MultiWriter(disk, h, count), io.LimitReader(body, item.Size+1))
@@ -270,6 +319,17 @@ func (c *Cache) download(ctx context.Context, url string, item Item, path string
 		}
 		return c.keep(f, item, path)
 	})
+}
+
+// cleanUp removes a temporary file after an error.
+func cleanUp(f file, err *error) {
+	if *err == nil {
+		return
+	}
+	f.Close() // it may be closed already; what matters is that it goes
+	if rm := os.Remove(f.Name()); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
+		*err = fmt.Errorf("%w; and %w", *err, rm)
+	}
 }
 
 func (c *Cache) keep(f file, item Item, path string) error {
@@ -290,7 +350,7 @@ func (c *Cache) keep(f file, item Item, path string) error {
 
 func (c *Cache) diskError(item Item, err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("store %s (%d bytes) in %q: %w: make room there, or set %s to a folder on a larger disk", item.Name, item.Size, c.Dir, err, Env)
+		return fmt.Errorf("store %s (%d bytes or more) in %q: %w: make room there, or set %s to a folder on a larger disk", item.Name, item.Size, c.Dir, err, Env)
 	}
 	return fmt.Errorf("store %s in %q: %w", item.Name, c.Dir, err)
 }
@@ -398,14 +458,21 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// diskWriter remembers that it was the disk that failed.
+// diskWriter remembers that it was the disk that failed, and stops when its
+// context ends.
 type diskWriter struct {
+	ctx context.Context
 	f   io.Writer
+	n   int64
 	err error
 }
 
 func (w *diskWriter) Write(p []byte) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
+	}
 	n, err := w.f.Write(p)
+	w.n += int64(n)
 	if err != nil {
 		w.err = err
 	}
