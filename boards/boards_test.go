@@ -1,0 +1,237 @@
+package boards
+
+import (
+	"bytes"
+	"encoding/binary"
+	"flag"
+	"hash/crc32"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write testdata anew")
+
+func TestByName(t *testing.T) {
+	if got, want := Names(), []string{"rpi3", "rpi4"}; !slices.Equal(got, want) {
+		t.Errorf("Names() = %q, want %q", got, want)
+	}
+	for _, name := range Names() {
+		b, err := ByName(name)
+		if err != nil {
+			t.Errorf("ByName(%q) = %v", name, err)
+			continue
+		}
+		names := map[string]bool{}
+		for _, f := range b.Firmware {
+			if f.Package == "" || f.Path == "" || f.Name == "" || names[f.Name] {
+				t.Errorf("%s: firmware file %+v, want package, path and a name of its own", name, f)
+			}
+			names[f.Name] = true
+		}
+		for _, m := range b.QEMU {
+			if (m.UBoot.Name == "") == (m.Kernel == "") {
+				t.Errorf("%s on %s: got U-Boot %q and kernel %q, want one of them", name, m.Name, m.UBoot.Name, m.Kernel)
+			}
+			if m.Kernel != "" && (!names[m.Kernel] || !names[m.DTB]) {
+				t.Errorf("%s on %s: FIRMWARE has no %q or no %q", name, m.Name, m.Kernel, m.DTB)
+			}
+		}
+		if !names["u-boot.bin"] || !strings.Contains(b.ConfigTxt, "\nkernel=u-boot.bin\n") {
+			t.Errorf("%s: config.txt or FIRMWARE lack u-boot.bin", name)
+		}
+		if len(b.InitramfsModules) == 0 || len(b.RootModules) == 0 || b.Kernel == "" {
+			t.Errorf("%s: got no modules or no kernel", name)
+		}
+	}
+	const want = `find board "rpi9": want one of: rpi3, rpi4`
+	if b, err := ByName("rpi9"); err == nil || err.Error() != want {
+		t.Errorf(`ByName("rpi9") = %v, %v, want error %q`, b, err, want)
+	}
+	b, err := ByName("rpi4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := b.Machine(""); err != nil || m.Name != "virt" {
+		t.Errorf(`Machine("") = %v, %v, want virt`, m, err)
+	}
+	if m, err := b.Machine("raspi3b"); err == nil || !strings.Contains(err.Error(), "want one of: virt") {
+		t.Errorf(`Machine("raspi3b") of rpi4 = %v, %v, want an error that lists virt`, m, err)
+	}
+}
+
+// TestOneFirmware: rpi3 and rpi4 have the same FIRMWARE.
+func TestOneFirmware(t *testing.T) {
+	three, err3 := ByName("rpi3")
+	four, err4 := ByName("rpi4")
+	if err3 != nil || err4 != nil {
+		t.Fatal(err3, err4)
+	}
+	if !slices.Equal(three.Firmware, four.Firmware) || three.ConfigTxt != four.ConfigTxt {
+		t.Error("FIRMWARE of rpi3 and rpi4 differ")
+	}
+}
+
+// TestLoadAddresses: nothing that boot.scr loads runs over something else.
+func TestLoadAddresses(t *testing.T) {
+	type area struct {
+		name     string
+		from, to uint64
+	}
+	b, err := ByName("rpi4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range b.boot {
+		l := m.Load
+		areas := []area{
+			{"kernel", l.Kernel, l.Kernel + l.KernelRoom},
+			{"packed kernel", l.Packed, l.Packed + l.PackedRoom},
+			{"initrd", l.Initrd, l.Initrd + l.InitrdRoom},
+			{"scratch", l.Scratch, l.Scratch + 0x10000},
+			{"checksum", l.ScratchCRC, l.ScratchCRC + 4},
+		}
+		base := uint64(0)
+		if m.Board == "rpi" {
+			areas = append(areas, area{"device tree in QEMU", 0x8000000, 0x8200000}, area{"spin table", 0, 0x1000})
+		} else {
+			base = 0x40000000
+			areas = append(areas, area{"device tree in QEMU", base, base + 0x100000})
+		}
+		for i, a := range areas {
+			if a.from < base || a.to > base+448*MiB {
+				t.Errorf("%s: %s lies at %#x to %#x, want within 448 MiB from %#x", m.Name, a.name, a.from, a.to, base)
+			}
+			for _, o := range areas[i+1:] {
+				if a.from < o.to && o.from < a.to {
+					t.Errorf("%s: %s at %#x and %s at %#x overlap", m.Name, a.name, a.from, o.name, o.from)
+				}
+			}
+		}
+		if l.Kernel%(2*MiB) != 0 {
+			t.Errorf("%s: kernel at %#x, want a multiple of 2 MiB", m.Name, l.Kernel)
+		}
+		if l.PackedRoom > SlotBootSize || l.InitrdRoom > SlotBootSize {
+			t.Errorf("%s: more room than a slot has", m.Name)
+		}
+	}
+}
+
+func TestBootScriptGolden(t *testing.T) {
+	var scripts []string
+	for _, name := range Names() {
+		b, err := ByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		script, err := b.BootScript()
+		if err != nil {
+			t.Fatal(err)
+		}
+		scripts = append(scripts, script)
+	}
+	if scripts[0] != scripts[1] {
+		t.Error("boot.scr differs between boards of one architecture")
+	}
+	golden := filepath.Join("testdata", "boot-arm64.txt")
+	if *update {
+		if err := os.WriteFile(golden, []byte(scripts[0]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if scripts[0] != string(want) {
+		t.Errorf("BootScript() differs from %s: go test ./boards -update", golden)
+	}
+}
+
+func TestUBootEnv(t *testing.T) {
+	b, err := ByName("rpi3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, err := b.UBootEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(env) != 0x4000 {
+		t.Errorf("UBootEnv() is %#x bytes, want 0x4000", len(env))
+	}
+	if got, want := crc32.ChecksumIEEE(env[4:]), binary.LittleEndian.Uint32(env); got != want {
+		t.Errorf("UBootEnv(): CRC: got %08x, want %08x", got, want)
+	}
+	if !bytes.Contains(env, []byte("\x00bootdelay=-2\x00")) {
+		t.Error("UBootEnv() has no bootdelay=-2")
+	}
+	if e, err := (Env{Size: 16, Vars: map[string]string{"name": "too long"}}).Bytes(); err == nil {
+		t.Errorf("Bytes() of 14 bytes in 12 = %q, want an error", e)
+	}
+
+	// U-Boot's own tool makes the same file of the same lines.
+	mkenvimage := tool(t, "mkenvimage")
+	text, _, _ := bytes.Cut(env[4:], []byte{0, 0})
+	dir := t.TempDir()
+	in, out := filepath.Join(dir, "env.txt"), filepath.Join(dir, "uboot.env")
+	if err := os.WriteFile(in, append(bytes.ReplaceAll(text, []byte{0}, []byte("\n")), '\n'), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if msg, err := exec.Command(mkenvimage, "-s", "0x4000", "-p", "0", "-o", out, in).CombinedOutput(); err != nil {
+		t.Fatalf("mkenvimage: %v: %s", err, msg)
+	}
+	if want, err := os.ReadFile(out); err != nil || !bytes.Equal(env, want) {
+		t.Errorf("UBootEnv() differs from what mkenvimage makes (%v)", err)
+	}
+}
+
+func TestScriptImage(t *testing.T) {
+	const text = "echo hello\n"
+	image := ScriptImage(text)
+	if !bytes.Equal(image, ScriptImage(text)) {
+		t.Error("ScriptImage makes different bytes of the same text")
+	}
+	mkimage, dumpimage := tool(t, "mkimage"), tool(t, "dumpimage")
+	file := filepath.Join(t.TempDir(), "boot.scr")
+	judge := func() (string, error) {
+		if err := os.WriteFile(file, image, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(mkimage, "-l", file).CombinedOutput()
+		return string(out), err
+	}
+	out, err := judge()
+	for _, want := range []string{"Skerry boot script", "Script (uncompressed)", "Contents:", "Image 0: 11 Bytes"} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("mkimage -l = %q, %v, want %q in it", out, err, want)
+		}
+	}
+	part := file + ".txt"
+	if msg, err := exec.Command(dumpimage, "-T", "script", "-p", "0", "-o", part, file).CombinedOutput(); err != nil {
+		t.Fatalf("dumpimage: %v: %s", err, msg)
+	}
+	if got, err := os.ReadFile(part); err != nil || string(got) != "\x00\x00\x00\x0b\x00\x00\x00\x00"+text {
+		t.Errorf("dumpimage finds %q, %v, want a list of one length and %q", got, err, text)
+	}
+	image[4] ^= 1 // the header's checksum
+	if out, _ := judge(); strings.Contains(out, "Skerry boot script") {
+		t.Errorf("mkimage -l of a damaged header = %q, want it refused", out)
+	}
+}
+
+// tool finds a program of u-boot-tools; in CI it must be there.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	p, err := exec.LookPath(name)
+	if err != nil && os.Getenv("CI") != "" {
+		t.Fatalf("find %s: %v: apt install u-boot-tools", name, err)
+	}
+	if err != nil {
+		t.Skipf("find %s: %v: apt install u-boot-tools", name, err)
+	}
+	return p
+}
