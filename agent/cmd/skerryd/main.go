@@ -11,15 +11,23 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 
+	"skerry.internal/skerry/agent/addons"
 	"skerry.internal/skerry/agent/controlplane"
 	"skerry.internal/skerry/agent/datastore"
+	"skerry.internal/skerry/agent/dns"
+	"skerry.internal/skerry/agent/kubelet"
 	"skerry.internal/skerry/agent/notify"
+	"skerry.internal/skerry/agent/podnet"
+	"skerry.internal/skerry/agent/proxy"
 	"skerry.internal/skerry/agent/unit"
+	"skerry.internal/skerry/manifests"
 )
 
 // Exit statuses: it failed, it was called wrongly.
@@ -51,7 +59,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	supervisor := notify.Take()
-	n, err := newNode(ctx, o)
+	n, err := newNode(o)
 	if err != nil {
 		return err
 	}
@@ -85,11 +93,25 @@ func feedWatchdog(ctx context.Context, supervisor notify.Sender) {
 	}
 }
 
+// once makes a unit of work that is done when it returns.
+func once(name string, work func(context.Context) error) unit.Unit {
+	return unit.Unit{Name: name, Run: func(ctx context.Context, ready func()) error {
+		if err := work(ctx); err != nil {
+			return err
+		}
+		ready()
+		<-ctx.Done()
+		return nil
+	}}
+}
+
 // units lists what runs, in order of start.
 func (n *node) units() []unit.Unit {
 	var store *datastore.Datastore
 	var cp *controlplane.ControlPlane
-	return []unit.Unit{
+	units := []unit.Unit{
+		once("address", n.waitAddress),
+		once("certificates", func(context.Context) error { return n.ensureFiles(time.Now()) }),
 		{Name: "datastore", Run: func(ctx context.Context, ready func()) (err error) {
 			if store, err = datastore.Start(ctx, datastore.Options{Dir: n.path("db"), RunDir: n.RunDir}); err != nil {
 				return err
@@ -99,6 +121,8 @@ func (n *node) units() []unit.Unit {
 			<-ctx.Done()
 			return nil
 		}},
+	}
+	controlPlane := []unit.Unit{
 		{Name: "kube-apiserver", Run: func(ctx context.Context, ready func()) (err error) {
 			if cp, err = n.controlPlane(store); err != nil {
 				return err
@@ -107,5 +131,39 @@ func (n *node) units() []unit.Unit {
 		}},
 		{Name: "kube-controller-manager", Run: func(ctx context.Context, ready func()) error { return cp.RunControllerManager(ctx, ready) }},
 		{Name: "kube-scheduler", Run: func(ctx context.Context, ready func()) error { return cp.RunScheduler(ctx, ready) }},
+		once("manifests", func(ctx context.Context) error { return addons.Apply(ctx, n.kubeconfig("skerryd"), manifests.FS) }),
 	}
+	if n.ControlPlaneOnly {
+		return append(units, controlPlane...)
+	}
+	// CoreDNS sets klog's logger for a moment, so it comes before those who log.
+	units = append(units, unit.Unit{Name: "dns", Run: func(ctx context.Context, ready func()) error {
+		return dns.Run(ctx, dns.Config{Address: dnsIP, Port: 53, Kubeconfig: n.kubeconfig("dns"), ResolvConf: resolvConf}, ready)
+	}})
+	units = append(units, controlPlane...)
+	return append(units,
+		once("registries", func(context.Context) error { return kubelet.WriteRegistries(n.path("registries"), n.config.Registries) }),
+		once("images", func(ctx context.Context) error { return addons.ImportImages(ctx, containerdSocket, imagesDir) }),
+		unit.Unit{Name: "kubelet", Run: func(ctx context.Context, ready func()) error {
+			return kubelet.Run(ctx, kubelet.Config{
+				NodeName: n.name, NodeIP: n.NodeIP.String(), RootDir: "/var/lib/kubelet",
+				Kubeconfig: n.kubeconfig("kubelet"), CAFile: n.caFile,
+				CertFile: n.path("pki", "kubelet-server.crt"), KeyFile: n.path("pki", "kubelet-server.key"),
+				ClusterDNS: dnsIP.String(), ResolvConf: resolvConf, Containerd: containerdSocket,
+			}, ready)
+		}},
+		once("pod network", func(ctx context.Context) error {
+			node, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, func(n *corev1.Node) bool { return n.Spec.PodCIDR != "" })
+			if err != nil {
+				return err
+			}
+			return podnet.Write(podnet.Config{Dir: n.path("cni", "net.d"), IPAMDir: filepath.Join(n.RunDir, "cni"), PodCIDR: node.Spec.PodCIDR})
+		}),
+		unit.Unit{Name: "kube-proxy", Run: func(ctx context.Context, ready func()) error {
+			return proxy.Run(ctx, proxy.Config{NodeName: n.name, Kubeconfig: n.kubeconfig("kube-proxy"), PodCIDR: podCIDR}, ready)
+		}},
+		once("node", func(ctx context.Context) error {
+			_, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, kubelet.Ready)
+			return err
+		}))
 }

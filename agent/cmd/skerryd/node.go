@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,12 +11,14 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/pflag"
 
 	"skerry.internal/skerry/agent/atomicfile"
 	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/agent/controlplane"
 	"skerry.internal/skerry/agent/datastore"
+	"skerry.internal/skerry/agent/kubeconfig"
 	"skerry.internal/skerry/agent/pki"
 	"skerry.internal/skerry/agent/provision"
 )
@@ -26,7 +29,18 @@ const (
 	serviceCIDR = "10.43.0.0/16"
 )
 
-var serviceIP = net.IPv4(10, 43, 0, 1)
+var (
+	serviceIP = net.IPv4(10, 43, 0, 1)
+	dnsIP     = net.IPv4(10, 43, 0, 10)
+)
+
+// Where the root file system and init put things.
+const (
+	containerdSocket = "/run/containerd/containerd.sock"
+	imagesDir        = "/usr/share/skerry/images"
+	resolvConf       = "/run/resolv.conf"
+	networkFile      = "network.json" // in RunDir, from init
+)
 
 // options are the command line.
 type options struct {
@@ -73,6 +87,7 @@ type node struct {
 	bundle    *provision.Bundle
 	authority *pki.Authority
 	caFile    string
+	files     controlplane.Files
 }
 
 func (n *node) path(elem ...string) string {
@@ -82,7 +97,7 @@ func (n *node) path(elem ...string) string {
 // server is the API server's URL for programs of this node.
 func (n *node) server() string { return fmt.Sprintf("https://127.0.0.1:%d", n.Port) }
 
-func newNode(ctx context.Context, o options) (*node, error) {
+func newNode(o options) (*node, error) {
 	n := &node{options: o}
 	data, err := os.ReadFile(o.Config)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -117,18 +132,83 @@ func newNode(ctx context.Context, o options) (*node, error) {
 	return n, nil
 }
 
-func (n *node) controlPlane(store *datastore.Datastore) (*controlplane.ControlPlane, error) {
-	files, err := controlplane.EnsureFiles(n.path("pki"), n.caFile, n.authority,
-		controlplane.Node{Name: n.name, Addresses: []net.IP{n.NodeIP}, ServiceIP: serviceIP}, n.server(), time.Now())
-	if err != nil {
-		return nil, err
+// waitAddress waits until this node has an address: from the command line, or
+// from init, which writes it as soon as there is one.
+func (n *node) waitAddress(ctx context.Context) error {
+	if n.NodeIP != nil {
+		return nil
 	}
+	if err := os.MkdirAll(n.RunDir, 0o755); err != nil {
+		return fmt.Errorf("wait for an address: %w", err)
+	}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("wait for an address: %w", err)
+	}
+	defer w.Close()
+	if err := w.Add(n.RunDir); err != nil {
+		return fmt.Errorf("wait for an address: %w", err)
+	}
+	path := filepath.Join(n.RunDir, networkFile)
+	for said := false; ; {
+		var network struct {
+			Address string `json:"address"`
+		}
+		if data, err := os.ReadFile(path); err == nil && json.Unmarshal(data, &network) == nil {
+			if n.NodeIP = net.ParseIP(network.Address); n.NodeIP != nil {
+				return nil
+			}
+		}
+		if !said {
+			said = true
+			fmt.Fprintf(os.Stderr, "skerryd: no network address yet: waiting for init to write %s; plug in a cable, or use --node-ip\n", path)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-w.Errors:
+			return fmt.Errorf("wait for an address: %w", err)
+		case <-w.Events:
+		}
+	}
+}
+
+// kubeconfig is the path of the one that ensureFiles makes for a program.
+func (n *node) kubeconfig(name string) string { return n.path("pki", name+".kubeconfig") }
+
+// ensureFiles keeps the certificates and kubeconfigs of this node valid.
+func (n *node) ensureFiles(now time.Time) (err error) {
+	if n.files, err = controlplane.EnsureFiles(n.path("pki"), n.caFile, n.authority,
+		controlplane.Node{Name: n.name, Addresses: []net.IP{n.NodeIP}, ServiceIP: serviceIP}, n.server(), now); err != nil {
+		return err
+	}
+	if _, err := n.authority.Ensure(n.path("pki"), "kubelet-server",
+		pki.Leaf{CommonName: "system:node:" + n.name, Organization: []string{"system:nodes"}, DNSNames: []string{n.name}, IPs: []net.IP{n.NodeIP}, Server: true}, now); err != nil {
+		return fmt.Errorf("certificate kubelet-server: %w", err)
+	}
+	for name, leaf := range map[string]pki.Leaf{
+		"kubelet":    {CommonName: "system:node:" + n.name, Organization: []string{"system:nodes"}},
+		"kube-proxy": {CommonName: "system:kube-proxy"},
+		"dns":        {CommonName: "skerry:dns"},
+		"skerryd":    {CommonName: "skerryd", Organization: []string{"system:masters"}},
+	} {
+		if _, err := n.authority.Ensure(n.path("pki"), name, leaf, now); err != nil {
+			return fmt.Errorf("certificate %s: %w", name, err)
+		}
+		if err := kubeconfig.Write(n.kubeconfig(name), n.server(), n.caFile, n.path("pki", name+".crt"), n.path("pki", name+".key")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *node) controlPlane(store *datastore.Datastore) (*controlplane.ControlPlane, error) {
 	return controlplane.Prepare(controlplane.Config{
 		Dir:       n.path("control-plane"),
 		Advertise: n.NodeIP.String(),
 		Port:      n.Port,
 		PodCIDR:   podCIDR, ServiceCIDR: serviceCIDR,
 		Datastore: store.Endpoint, Volatile: store.VolatileEndpoint, VolatileNames: datastore.Volatile,
-		Files: files,
+		Files: n.files,
 	})
 }

@@ -1,0 +1,136 @@
+// Package kubelet runs the kubelet in this process, unchanged, against
+// containerd.
+//
+// Left out: rotation of its certificates through the API server; skerryd keeps
+// them valid itself, so that a node which was off for a year still comes up.
+package kubelet
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+	watchtools "k8s.io/client-go/tools/watch"
+	"k8s.io/kubernetes/cmd/kubelet/app"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	"k8s.io/kubernetes/pkg/kubelet/apis/config"
+)
+
+// Config says who this node is and where things are.
+type Config struct {
+	NodeName   string
+	NodeIP     string
+	RootDir    string // /var/lib/kubelet
+	Kubeconfig string
+	CAFile     string // trusted for clients
+	CertFile   string // serving
+	KeyFile    string
+	ClusterDNS string
+	ResolvConf string // what pods with dnsPolicy Default get
+	Containerd string // socket
+}
+
+// Run runs the kubelet until ctx ends; registered is called once the Node
+// object exists.
+func Run(ctx context.Context, c Config, registered func()) error {
+	flags := options.NewKubeletFlags()
+	flags.KubeConfig = c.Kubeconfig
+	flags.HostnameOverride = c.NodeName
+	flags.NodeIP = c.NodeIP
+	flags.RootDirectory = c.RootDir
+	flags.CertDirectory = filepath.Join(c.RootDir, "pki")
+
+	kc, err := options.NewKubeletConfiguration()
+	if err != nil {
+		return fmt.Errorf("make configuration: %w", err)
+	}
+	kc.ContainerRuntimeEndpoint = "unix://" + c.Containerd
+	kc.CgroupDriver = "cgroupfs"
+	kc.Authentication.Anonymous.Enabled = false
+	kc.Authentication.Webhook.Enabled = true
+	kc.Authentication.X509.ClientCAFile = c.CAFile
+	kc.Authorization.Mode = config.KubeletAuthorizationModeWebhook
+	kc.TLSCertFile, kc.TLSPrivateKeyFile = c.CertFile, c.KeyFile
+	kc.TLSMinVersion = "VersionTLS12"
+	kc.ReadOnlyPort = 0
+	kc.RotateCertificates = false
+	kc.ClusterDomain = "cluster.local"
+	kc.ClusterDNS = []string{c.ClusterDNS}
+	kc.ResolverConfig = c.ResolvConf
+	kc.VolumePluginDir = filepath.Join(c.RootDir, "volume-plugins") // the default lies on the read-only root
+	kc.FailSwapOn = false
+	kc.MakeIPTablesUtilChains = false // kube-proxy runs in nftables mode
+	kc.EnableProfilingHandler = false
+	// A status that says nothing new is written every five minutes; the Lease
+	// that proves life in between is volatile.
+	kc.NodeStatusReportFrequency = metav1.Duration{Duration: 5 * time.Minute}
+	// Pods write their logs to flash as well.
+	kc.ContainerLogMaxSize, kc.ContainerLogMaxFiles = "5Mi", 3
+
+	s := &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *kc}
+	if err := options.ValidateKubeletServer(s); err != nil {
+		return fmt.Errorf("validate configuration: %w", err)
+	}
+	deps, err := app.UnsecuredDependencies(ctx, s, utilfeature.DefaultFeatureGate)
+	if err != nil {
+		return fmt.Errorf("make dependencies: %w", err)
+	}
+	go func() {
+		if _, err := WaitNode(ctx, c.Kubeconfig, c.NodeName, func(*corev1.Node) bool { return true }); err == nil {
+			registered()
+		}
+	}()
+	return app.Run(ctx, s, deps, utilfeature.DefaultFeatureGate)
+}
+
+// Ready reports whether the Node says so.
+func Ready(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// WaitNode watches this node's object until ok says yes, and returns it.
+func WaitNode(ctx context.Context, kubeconfig, name string, ok func(*corev1.Node) bool) (*corev1.Node, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("watch node %q: %w", name, err)
+	}
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("watch node %q: %w", name, err)
+	}
+	// A node may read the object of its own name only.
+	only := fields.OneTermEqualSelector("metadata.name", name).String()
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = only
+			return client.CoreV1().Nodes().List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = only
+			return client.CoreV1().Nodes().Watch(ctx, o)
+		},
+	}
+	e, err := watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
+		n, is := e.Object.(*corev1.Node)
+		return is && e.Type != watch.Deleted && ok(n), nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watch node %q: %w", name, err)
+	}
+	return e.Object.(*corev1.Node), nil
+}

@@ -1,0 +1,46 @@
+// Package proxy runs kube-proxy in this process, in nftables mode.
+//
+// Left out: its clean-up of other modes, which a node of ours never ran.
+package proxy
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/pflag"
+	"k8s.io/kubernetes/cmd/kube-proxy/app"
+)
+
+// Config says where kube-proxy runs.
+type Config struct {
+	NodeName   string
+	Kubeconfig string
+	PodCIDR    string // of the cluster
+}
+
+// Run runs kube-proxy. It never returns after ctx ends (upstream's Run waits
+// for its informers for ever), only when it fails. ready is called when it has
+// been started: it reports nothing of its own that could be awaited.
+func Run(ctx context.Context, c Config, ready func()) error {
+	o := app.NewOptions()
+	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
+	o.AddFlags(fs)
+	if err := fs.Parse([]string{
+		"--kubeconfig=" + c.Kubeconfig,
+		"--hostname-override=" + c.NodeName,
+		"--proxy-mode=nftables",
+		"--cluster-cidr=" + c.PodCIDR,
+		"--healthz-bind-address=127.0.0.1:10256",
+		"--metrics-bind-address=127.0.0.1:10249",
+	}); err != nil {
+		return fmt.Errorf("configure kube-proxy: %w", err)
+	}
+	if err := o.Complete(fs); err != nil {
+		return fmt.Errorf("complete options: %w", err)
+	}
+	if err := o.Validate(); err != nil {
+		return fmt.Errorf("validate options: %w", err)
+	}
+	ready()
+	return o.Run(ctx)
+}
