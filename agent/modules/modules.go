@@ -27,10 +27,11 @@ type Tree struct {
 	dir     string
 	files   map[string]string   // module name → file below dir; "" is built in
 	deps    map[string][]string // module name → files it needs
-	softs   map[string][]string // module name → names worth loading before
+	softs   map[string][]string // module name → names or aliases worth loading before
 	aliases map[string][]alias  // first part of a pattern, up to the colon → patterns
 	insert  func(file string) error
 	done    map[string]error // what was tried by this tree
+	seen    map[string]bool  // aliases that Plug was called for
 }
 
 type alias struct {
@@ -51,7 +52,7 @@ func Open(root string) (*Tree, error) {
 
 func open(dir string) (*Tree, error) {
 	t := &Tree{dir: dir, files: map[string]string{}, deps: map[string][]string{}, softs: map[string][]string{},
-		aliases: map[string][]alias{}, insert: insert, done: map[string]error{}}
+		aliases: map[string][]alias{}, insert: insert, done: map[string]error{}, seen: map[string]bool{}}
 	err := errors.Join(
 		t.each("modules.dep", false, func(f []string) {
 			file := strings.TrimSuffix(f[0], ":")
@@ -158,7 +159,7 @@ func (t *Tree) Match(name string) []string {
 func (t *Tree) Load(name string) error {
 	n := Name(name)
 	if _, ok := t.files[n]; ok {
-		return t.load(n, 0)
+		return t.load(n)
 	}
 	found := t.Match(name)
 	if len(found) == 0 {
@@ -166,7 +167,7 @@ func (t *Tree) Load(name string) error {
 	}
 	var errs []error
 	for _, m := range found {
-		if err := t.load(m, 0); err != nil {
+		if err := t.load(m); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -176,7 +177,7 @@ func (t *Tree) Load(name string) error {
 	return errors.Join(errs...)
 }
 
-func (t *Tree) load(name string, depth int) error {
+func (t *Tree) load(name string) error {
 	if err, tried := t.done[name]; tried {
 		return err
 	}
@@ -184,29 +185,28 @@ func (t *Tree) load(name string, depth int) error {
 	switch {
 	case !ok:
 		return fmt.Errorf("load module %q: %w", name, ErrUnknown)
-	case depth > 32:
-		return fmt.Errorf("load module %q: its dependencies form a circle", name)
 	case file == "":
 		return nil
 	}
+	// What comes back here before this is loaded would wait for itself.
+	t.done[name] = fmt.Errorf("load module %q: its dependencies form a circle", name)
+	t.done[name] = t.loadAfter(name, file)
+	return t.done[name]
+}
+
+func (t *Tree) loadAfter(name, file string) error {
 	for _, soft := range t.softs[name] {
-		if n := Name(soft); n != name {
-			if _, ok := t.files[n]; ok {
-				t.load(n, depth+1) // a wish, not a need
-			}
-		}
+		t.Load(soft) // a wish, not a need; names a module or an alias like crc32c
 	}
 	for _, dep := range t.deps[name] {
-		if err := t.load(Name(dep), depth+1); err != nil {
+		if err := t.load(Name(dep)); err != nil {
 			return err
 		}
 	}
-	err := t.insert(filepath.Join(t.dir, file))
-	if err != nil {
-		err = fmt.Errorf("load module %q: %w", name, err)
+	if err := t.insert(filepath.Join(t.dir, file)); err != nil {
+		return fmt.Errorf("load module %q: %w", name, err)
 	}
-	t.done[name] = err
-	return err
+	return nil
 }
 
 // insert gives one file to the kernel, which unpacks it itself.
@@ -251,7 +251,6 @@ func (t *Tree) LoadList(file string) error {
 // wrong; a device no module claims and a module that finds no hardware are
 // normal.
 func (t *Tree) Coldplug(sys string) error {
-	seen := map[string]bool{}
 	var errs []error
 	for grown := true; grown; {
 		grown = false
@@ -261,15 +260,11 @@ func (t *Tree) Coldplug(sys string) error {
 			}
 			data, err := os.ReadFile(p)
 			name := strings.TrimSpace(string(data))
-			if err != nil || name == "" || seen[name] {
+			if err != nil || name == "" || t.seen[name] {
 				return nil
 			}
-			seen[name], grown = true, true
-			for _, m := range t.Match(name) {
-				if err := t.load(m, 0); err != nil && !errors.Is(err, unix.ENODEV) {
-					errs = append(errs, err)
-				}
-			}
+			grown = true
+			errs = append(errs, t.Plug(name))
 			return nil
 		})
 		if err != nil {
@@ -278,6 +273,24 @@ func (t *Tree) Coldplug(sys string) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Plug loads the modules for one device's alias, once.
+func (t *Tree) Plug(alias string) error {
+	if t.seen[alias] {
+		return nil
+	}
+	t.seen[alias] = true
+	var errs []error
+	for _, m := range t.Match(alias) {
+		if err := t.load(m); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Seen is the set of aliases that Plug was called for.
+func (t *Tree) Seen() map[string]bool { return t.seen }
 
 // Modprobe is the command line of /sbin/modprobe, as the kernel, kube-proxy
 // and container tools call it: options are accepted and mean nothing, since

@@ -34,10 +34,10 @@ func tree(t *testing.T) (*Tree, *[]string) {
 			"kernel/b/sha2-ce.ko:\nkernel/b/sha256-arm64.ko:\nkernel/b/ext4.ko:\nkernel/b/crc.ko:\n" +
 			"kernel/c/x.ko: kernel/c/y.ko\nkernel/c/y.ko: kernel/c/x.ko\nkernel/c/none.ko: kernel/c/gone.ko\n",
 		"modules.builtin": "kernel/b/mmc_block.ko\n",
-		"modules.softdep": "# comment\nsoftdep ext4 pre: crc missing post: x\n",
+		"modules.softdep": "# comment\nsoftdep ext4 pre: checksum missing ext4 post: x\n",
 		"modules.alias": "# Aliases\nalias virtio:d00000002v* virtio_blk\nalias crypto-sha256 sha2_ce\nalias crypto-sha256 sha256_arm64\n" +
 			"alias of:N*T*Cbrcm,bcm2835-wdtC* crc\nalias of:N*T*Cbrcm,bcm2835-wdt crc\nalias usb:v0424pEC00d*dc*dsc*dp*ic*isc*ip*in* virtio\n" +
-			"alias input:b*v*p*e*-e*1,*k*[ab]* ext4\nalias slash:a/b* crc\n",
+			"alias input:b*v*p*e*-e*1,*k*[ab]* ext4\nalias slash:a/b* crc\nalias checksum crc\n",
 	})
 	tr, err := open(dir)
 	if err != nil {

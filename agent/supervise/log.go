@@ -24,6 +24,7 @@ type logFile struct {
 	f    *os.File
 	size int64
 	tail []string
+	shut bool // nothing is written any more
 }
 
 func newLog(path string, max int64) *logFile { return &logFile{path: path, max: max} }
@@ -53,12 +54,16 @@ func (l *logFile) writeLine(line []byte) {
 	if l.tail = append(l.tail, text); len(l.tail) > tailLines {
 		l.tail = append(l.tail[:0:0], l.tail[1:]...)
 	}
-	if l.f != nil && l.size+int64(len(line)) > l.max {
+	l.appendLocked(text)
+}
+
+func (l *logFile) appendLocked(text string) {
+	if l.f != nil && l.size+int64(len(text)) >= l.max {
 		l.f.Close()
 		l.f = nil
 		os.Rename(l.path, l.path+".1")
 	}
-	if l.f == nil && !l.openLocked() {
+	if l.shut || l.f == nil && !l.openLocked() {
 		return
 	}
 	n, _ := l.f.Write(append([]byte(text), '\n')) // a full disk costs log lines, nothing else
@@ -77,9 +82,11 @@ func (l *logFile) openLocked() bool {
 	return true
 }
 
-// mark writes a line of our own.
+// mark writes a line of our own, which is none of the unit's last.
 func (l *logFile) mark(format string, args ...any) {
-	l.writeLine([]byte("skerry: " + fmt.Sprintf(format, args...)))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.appendLocked("skerry: " + fmt.Sprintf(format, args...))
 }
 
 // last returns the unit's last lines and forgets them.
@@ -91,9 +98,12 @@ func (l *logFile) last() []string {
 	return t
 }
 
+// close ends writing for good, so that the file system can be unmounted though
+// a pipe is still open somewhere.
 func (l *logFile) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.shut = true
 	if l.f != nil {
 		l.f.Close()
 		l.f = nil
