@@ -34,9 +34,7 @@ var Shutdown = []Step{
 const ShutdownLimit = 4 * time.Minute
 
 func stopUnits(s *System) error {
-	if s.units != nil {
-		s.units.StopAll()
-	}
+	s.units.StopAll()
 	return nil
 }
 

@@ -56,6 +56,17 @@ func New() *System {
 	return s
 }
 
+// Supervise makes this process the parent of programs; from then on it must
+// not start any by other means than r.
+func (s *System) Supervise(r *supervise.Reaper) {
+	s.Reaper = r
+	s.units = supervise.New(supervise.Config{
+		Reaper: r, RunDir: runDir + "/notify", LogDir: logDir, Cgroup: unitCgroup,
+		Printf: s.Console.Printf, Errorf: s.Console.Errorf,
+		Status: func(unit, status string) { s.Console.Printf("%s", status) },
+	})
+}
+
 // Root is the second half of a boot: from the verified root file system to
 // running units.
 var Root = []Step{
@@ -441,21 +452,9 @@ var (
 	}
 )
 
-func startContainerd(s *System) error {
-	s.units = supervise.New(supervise.Config{
-		Reaper: s.Reaper, RunDir: runDir + "/notify", LogDir: logDir, Cgroup: unitCgroup,
-		Printf: s.Console.Printf, Errorf: s.Console.Errorf,
-		Status: func(unit, status string) { s.Console.Printf("%s", status) },
-	})
-	return s.startUnit(containerd, 5*time.Minute)
-}
+func startContainerd(s *System) error { return s.startUnit(containerd, 5*time.Minute) }
 
-func startSkerryd(s *System) error {
-	if s.units == nil {
-		return errors.New("no supervisor")
-	}
-	return s.startUnit(skerryd, 10*time.Minute)
-}
+func startSkerryd(s *System) error { return s.startUnit(skerryd, 10*time.Minute) }
 
 func (s *System) startUnit(u supervise.Unit, patience time.Duration) error {
 	if err := s.units.Start(u); err != nil {

@@ -135,7 +135,9 @@ func Sysctl(key, value string) Setting {
 	return Setting{Path: "/proc/sys/" + strings.ReplaceAll(key, ".", "/"), Value: value}
 }
 
-func (s Setting) String() string { return fmt.Sprintf("set %s to %s", s.Path, strings.TrimSpace(s.Value)) }
+func (s Setting) String() string {
+	return fmt.Sprintf("set %s to %s", s.Path, strings.TrimSpace(s.Value))
+}
 
 // Apply writes it. It never makes a file.
 func (s Setting) Apply() error {

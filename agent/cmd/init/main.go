@@ -89,7 +89,7 @@ func run(s *boot.System) (command int, err error) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGUSR2)
 	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
-	s.Reaper = supervise.NewReaper()
+	s.Supervise(supervise.NewReaper())
 	booted := make(chan error, 1)
 	go func() {
 		err := s.Run(boot.Root)
