@@ -71,7 +71,7 @@ func bootCases() []bootCase {
 		{name: "good one bad", state: steady(slots.A, slots.Bad, slots.OK), boots: slots.B},
 		{name: "both bad", state: steady(slots.B, slots.Bad, slots.Bad), boots: slots.B},
 		{name: "other one bad", state: steady(slots.A, slots.OK, slots.Bad), change: damage(slotA, "Image.gz", flip), whole: onlyB, boots: slots.B},
-		{name: "first copy zeros", state: trial(3), change: func(d *testDisk) { d.state[0] = make([]byte, 512) }, boots: slots.B, says: []string{"one copy of two is damaged"}},
+		{name: "first copy zeros", state: trial(3), change: func(d *testDisk) { d.state[0] = make([]byte, 512) }, boots: slots.A, says: []string{"one copy of two is damaged"}},
 		{name: "second copy torn", state: trial(3), change: func(d *testDisk) { copy(d.state[1][200:], "torn") }, boots: slots.B},
 		{name: "second copy newer", state: trial(3), change: func(d *testDisk) { d.state[0], d.state[1] = d.state[1], d.state[0] }, boots: slots.B},
 		{name: "newer copy torn", state: steady(slots.B, slots.OK, slots.OK), change: func(d *testDisk) { copy(d.state[0][8:], "torn") }, boots: slots.A},
@@ -83,6 +83,8 @@ func bootCases() []bootCase {
 		}, whole: onlyB, boots: slots.B},
 		{name: "never written", state: steady(slots.A, slots.OK, slots.Empty), change: damage(slotA, "Image.gz", flip), whole: onlyB, boots: "",
 			says: []string{mismatch("a", "kernel", "Image.gz"), "no bootable slot: slots tried: a, slot a is ok, slot b is empty", "next attempt in 5 s"}},
+		{name: "both broken, one on trial", state: trial(2), change: func(d *testDisk) { damage(slotA, "Image.gz", flip)(d); damage(slotB, "Image.gz", truncate)(d) }, whole: neither, boots: "",
+			says: []string{"slot b: kernel length mismatch", mismatch("a", "kernel", "Image.gz"), "no bootable slot: slots tried: b a, slot a is ok, slot b is ok"}},
 		{name: "both broken", state: both, change: func(d *testDisk) { damage(slotA, "slot.txt", flip)(d); damage(slotB, "initrd.img", truncate)(d) }, whole: neither, boots: "",
 			says: []string{mismatch("a", "slot.txt", "slot.txt"), "slot b: initrd length mismatch", "no bootable slot: slots tried: a b"}},
 	}
