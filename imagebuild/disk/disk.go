@@ -136,7 +136,7 @@ func (p Part) writeTo(w io.WriterAt, wrote func(int64)) error {
 		if off+int64(n) > p.Room {
 			return fmt.Errorf("it is larger than its room of %d bytes", p.Room)
 		}
-		if werr := writeSparse(w, buf[:n], p.Offset+off); werr != nil {
+		if werr := WriteSparse(w, buf[:n], p.Offset+off); werr != nil {
 			return werr
 		}
 		off += int64(n)
@@ -152,8 +152,8 @@ func (p Part) writeTo(w io.WriterAt, wrote func(int64)) error {
 	}
 }
 
-// writeSparse leaves holes where there are only zeros.
-func writeSparse(w io.WriterAt, b []byte, off int64) error {
+// WriteSparse writes and leaves holes where there are only zeros.
+func WriteSparse(w io.WriterAt, b []byte, off int64) error {
 	const block = 4096
 	for len(b) > 0 {
 		n := min(block, len(b))
