@@ -70,6 +70,7 @@ var table = []File{
 	{Path: "etc/group", Mode: 0o644},
 	{Path: "etc/nsswitch.conf", Mode: 0o644},
 	{Path: "etc/hosts", Mode: 0o644},
+	{Path: "etc/skerry/modules-root", Mode: 0o644},
 	// What init learns at boot lies in /run.
 	{Path: "etc/hostname", Mode: link, Link: "/run/hostname"},
 	{Path: "etc/machine-id", Mode: link, Link: "/run/machine-id"},
