@@ -108,11 +108,11 @@ func (d *Dir) match(pattern string) []string {
 		return nil
 	}
 	var names []string
+	glob := path.Join(path.Dir(pattern), name(pattern))
 	for n, file := range d.files {
 		in := strings.TrimPrefix(file, "kernel/")
-		stem, _, _ := strings.Cut(in, ".ko")
 		ok := strings.HasSuffix(pattern, "/") && strings.HasPrefix(in, pattern)
-		if m, _ := path.Match(pattern, stem); m || ok {
+		if m, _ := path.Match(glob, path.Join(path.Dir(in), n)); m || ok {
 			names = append(names, n)
 		}
 	}
