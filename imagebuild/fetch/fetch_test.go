@@ -36,6 +36,8 @@ func newServer(t *testing.T) *server {
 		switch {
 		case r.URL.Path == "/busy":
 			w.WriteHeader(http.StatusServiceUnavailable)
+		case r.URL.Path == "/mute":
+			<-r.Context().Done()
 		case r.URL.Path == "/silent":
 			w.Header().Set("Content-Length", fmt.Sprint(len(s.content)))
 			w.Write(s.content[:1000])
@@ -241,8 +243,10 @@ func TestGetBrokenConnection(t *testing.T) {
 func TestGetSilentServer(t *testing.T) {
 	s, c := newServer(t), newCache(t)
 	c.Stall = 50 * time.Millisecond
-	_, err := c.Get(t.Context(), s.item("/silent"))
-	c.refuses(t, err, "thing.deb", "silent for 50ms")
+	for _, path := range []string{"/silent", "/mute"} { // in the middle, from the start
+		_, err := c.Get(t.Context(), s.item(path))
+		c.refuses(t, err, "thing.deb", "silent for 50ms")
+	}
 }
 
 func TestGetCancelled(t *testing.T) {

@@ -19,7 +19,7 @@ archive's signed index, and rewrite the lock files beside them. Prints what
 changed. The archive is the one of this machine's apt sources, or
 ` + deb.MirrorEnv + `.`,
 		Example: "  skerry lock\n  " + deb.MirrorEnv + "=http://mirror.example/debian skerry lock",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cache, err := fetch.Open()
 			if err != nil {
