@@ -73,7 +73,11 @@ func loadListed(s *System) error {
 	if s.tree, err = modules.Open("/"); err != nil {
 		return err
 	}
-	return s.tree.LoadList(initModules)
+	list, err := modules.ReadList(initModules)
+	if err != nil {
+		return err
+	}
+	return s.tree.LoadAll(list)
 }
 
 func coldplug(s *System) error {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -157,6 +158,10 @@ func enableControllers() error {
 	return mount.Apply(list)
 }
 
+// needed is what no hardware and no system call asks for: without br_netfilter
+// there are no settings for pods that talk over the bridge.
+var needed = []string{"br_netfilter"}
+
 // loadModules loads what the hardware needs and what the list names, and goes
 // on loading for hardware that turns up.
 func loadModules(s *System) error {
@@ -168,7 +173,11 @@ func loadModules(s *System) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(tree.LoadList(rootModules), tree.Coldplug("/sys"))
+	list, err := modules.ReadList(rootModules)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // the image's builder has nothing to add
+	}
+	err = errors.Join(err, tree.LoadAll(slices.Concat(needed, list)), tree.Coldplug("/sys"))
 	go s.hotplug(events, tree.Seen()) // the tree itself is a megabyte: let it go
 	return err
 }

@@ -226,19 +226,26 @@ func insert(file string) error {
 	return nil
 }
 
-// LoadList loads the modules that a file names, one a line, in its order. All
-// are tried; those for other boards' hardware (ENODEV) are no error.
-func (t *Tree) LoadList(file string) error {
+// ReadList reads a list of modules from a file, one a line; # begins a comment.
+func ReadList(file string) (names []string, err error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("read module list: %w", err)
+		return nil, fmt.Errorf("read module list: %w", err)
 	}
-	var errs []error
 	for line := range strings.Lines(string(data)) {
 		name, _, _ := strings.Cut(line, "#")
-		if name = strings.TrimSpace(name); name == "" {
-			continue
+		if name = strings.TrimSpace(name); name != "" {
+			names = append(names, name)
 		}
+	}
+	return names, nil
+}
+
+// LoadAll loads modules in order. All are tried; those for other boards'
+// hardware (ENODEV) are no error.
+func (t *Tree) LoadAll(names []string) error {
+	var errs []error
+	for _, name := range names {
 		if err := t.Load(name); err != nil && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, err)
 		}

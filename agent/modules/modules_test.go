@@ -106,7 +106,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-func TestLoadListAndColdplug(t *testing.T) {
+func TestLoadAllAndColdplug(t *testing.T) {
 	tr, got := tree(t)
 	dir := t.TempDir()
 	write(t, dir, map[string]string{
@@ -116,11 +116,15 @@ func TestLoadListAndColdplug(t *testing.T) {
 		"sys/devices/a/b/modalias_text": "crypto-sha256\n",
 		"sys/class/modalias":            "slash:a/b\n",
 	})
-	if err := tr.LoadList(filepath.Join(dir, "list")); !errors.Is(err, ErrUnknown) {
-		t.Errorf("LoadList() = %v; want %v for the missing one", err, ErrUnknown)
+	list, err := ReadList(filepath.Join(dir, "list"))
+	if want := []string{"crc", "sha2-ce", "missing", "ext4"}; !slices.Equal(list, want) || err != nil {
+		t.Errorf("ReadList() = %q, %v; want %q", list, err, want)
+	}
+	if err := tr.LoadAll(list); !errors.Is(err, ErrUnknown) {
+		t.Errorf("LoadAll() = %v; want %v for the missing one", err, ErrUnknown)
 	}
 	if want := []string{"crc", "sha2_ce", "ext4"}; !slices.Equal(*got, want) {
-		t.Errorf("LoadList() loaded %q; want %q", *got, want)
+		t.Errorf("LoadAll() loaded %q; want %q", *got, want)
 	}
 	*got = nil
 	// Loading the block driver makes a new device appear.
