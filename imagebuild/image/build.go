@@ -39,7 +39,10 @@ type Options struct {
 	Without []string // programs to leave out; for work on the others
 	Cache   *fetch.Cache
 	Archive *deb.Archive
+	Keep    string // the folder for results that the next build may use; empty: in Cache
 	Notice  func(string)
+
+	standIns map[string]string // programs that a test does not compile: name → file
 }
 
 // Build is one build on its way. Its fields are filled by the steps, in the
@@ -48,8 +51,9 @@ type Build struct {
 	Options
 	board   *boards.Board
 	source  Source
-	work    string // temporary folder, removed at the end
-	store   store
+	work    string   // temporary folder, removed at the end
+	store   store    // what this build makes
+	unpacks store    // packages
 	modules []string // patterns
 
 	list, hostList *deb.List
@@ -186,7 +190,11 @@ func (b *Build) Run(ctx context.Context, run func(context.Context, []plan.Step) 
 		return fmt.Errorf("make folder for the build: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-	b.store = store{dir: filepath.Join(b.Cache.Dir, "made"), notice: b.Notice}
+	b.unpacks = store{dir: filepath.Join(b.Cache.Dir, "made"), notice: b.Notice}
+	b.store = b.unpacks
+	if b.Keep != "" {
+		b.store.dir = b.Keep
+	}
 	return run(ctx, b.Plan().Steps)
 }
 
@@ -240,7 +248,7 @@ func (b *Build) unpackPackages(ctx context.Context, p *plan.Progress) error {
 		if err != nil {
 			return err
 		}
-		dir, err := b.store.dirOnce("package-"+pkg.SHA256.String(), func(dir string) error { return deb.UnpackTo(dir, file) })
+		dir, err := b.unpacks.dirOnce("package-"+pkg.SHA256.String(), func(dir string) error { return deb.UnpackTo(dir, file) })
 		if err != nil {
 			return err
 		}

@@ -147,7 +147,7 @@ func (b *Build) osRelease() []byte {
 // Root file system: squashfs with zstd, see docs/decisions/0001-root-file-system.md.
 const (
 	rootKind  = "squashfs"
-	rootLevel = "15"
+	rootLevel = "9"
 	rootBlock = "131072"
 )
 

@@ -82,12 +82,19 @@ var machines = map[string]struct {
 // compile builds the programs into a folder that stays: the go command leaves
 // alone what is up to date there.
 func (b *Build) compile(ctx context.Context, p *plan.Progress) error {
-	programs := b.Plan().Programs()
+	var programs []plan.Program
+	b.programs, b.compilers = map[string]string{}, map[string]string{}
+	for _, prog := range b.Plan().Programs() {
+		if file, ok := b.standIns[prog.Name]; ok {
+			b.programs[prog.Name] = file
+		} else {
+			programs = append(programs, prog)
+		}
+	}
 	bin := filepath.Join(b.Out, "bin")
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return err
 	}
-	b.programs, b.compilers = map[string]string{}, map[string]string{}
 	p.Total(int64(len(programs)))
 	// What is compiled alike is compiled by one command, which is faster.
 	for len(programs) > 0 {

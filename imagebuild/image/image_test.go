@@ -1,0 +1,583 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"skerry.internal/skerry/boards"
+	"skerry.internal/skerry/imagebuild/deb"
+	"skerry.internal/skerry/imagebuild/disk"
+	"skerry.internal/skerry/imagebuild/fat"
+	"skerry.internal/skerry/imagebuild/fetch"
+	"skerry.internal/skerry/imagebuild/plan"
+	"skerry.internal/skerry/imagebuild/secrets"
+	"skerry.internal/skerry/imagebuild/tree"
+)
+
+var update = flag.Bool("update", false, "write testdata anew")
+
+// options need the locked packages: they come from the cache, which any image
+// build fills, or from the network.
+func options(t *testing.T, out string) Options {
+	t.Helper()
+	cache, err := fetch.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive, err := deb.NewArchive(cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Options{Project: "../..", Board: "rpi4", Out: out, Cache: cache, Archive: archive, Keep: filepath.Join(out, "keep"), Notice: func(s string) { t.Log(s) }}
+}
+
+// standIns replaces the large programs by a small real one.
+func standIns(t *testing.T, dir string, large ...string) map[string]string {
+	t.Helper()
+	small := filepath.Join(dir, "small")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", small, "../cmd/pause")
+	cmd.Env = append(os.Environ(), "GOARCH=arm64", "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compile stand-in: %v\n%s", err, out)
+	}
+	m := map[string]string{}
+	for _, p := range large {
+		m[p] = small
+	}
+	return m
+}
+
+func run(ctx context.Context, b *Build) error {
+	return b.Run(ctx, func(ctx context.Context, steps []plan.Step) error { return plan.Run(ctx, steps, io.Discard) })
+}
+
+// small is a real image of stand-in programs, built once for all tests, in two
+// folders that share nothing.
+type smallImages struct {
+	a, b  string // image files
+	build *Build
+}
+
+var (
+	small     smallImages
+	smallOnce sync.Once
+	smallErr  error
+)
+
+func built(t *testing.T) smallImages {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("builds an image")
+	}
+	smallOnce.Do(func() {
+		dir, err := os.MkdirTemp("", "skerry-image-test-")
+		if err != nil {
+			smallErr = err
+			return
+		}
+		cleanup = append(cleanup, func() { os.RemoveAll(dir) })
+		for _, name := range []string{"one", "another/folder"} {
+			o := options(t, filepath.Join(dir, name))
+			o.standIns = standIns(t, dir, "skerryd", "containerd", "containerd-shim-runc-v2", "bridge", "loopback", "host-local", "portmap")
+			b, err := New(o)
+			if err != nil {
+				smallErr = err
+				return
+			}
+			if small.build != nil {
+				b.source = small.build.source // HEAD may move while this test runs
+			}
+			if smallErr = run(t.Context(), b); smallErr != nil {
+				return
+			}
+			small.build = b
+			small.a, small.b = small.b, filepath.Join(o.Out, "skerry-rpi4.img")
+		}
+	})
+	if errors.Is(smallErr, fetch.ErrOffline) && os.Getenv("CI") == "" {
+		t.Skip("the locked packages are not in the cache, and there is no network")
+	}
+	if smallErr != nil {
+		t.Fatal(smallErr)
+	}
+	return small
+}
+
+var cleanup []func()
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for _, f := range cleanup {
+		f()
+	}
+	os.Exit(code)
+}
+
+func TestPlan(t *testing.T) {
+	b, err := New(Options{Project: "../..", Board: "rpi4"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden := filepath.Join("testdata", "plan-rpi4.txt")
+	p := b.Plan()
+	// Versions change with every lock.
+	for _, l := range [][]string{p.Packages, p.Tools} {
+		for i := range l {
+			l[i], _, _ = strings.Cut(l[i], " ")
+			if strings.HasPrefix(l[i], "linux-image-") {
+				l[i] = "linux-image-VERSION"
+			}
+		}
+	}
+	got := p.String()
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("the plan is not what %s says (go test -update writes it):\n%s", golden, got)
+	}
+}
+
+func TestSameBytes(t *testing.T) {
+	s := built(t)
+	for _, suffix := range []string{"", ".zst"} {
+		a, err := describe(s.a + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := describe(s.b + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.sha256 != b.sha256 {
+			t.Errorf("two builds of the same in different folders differ: %s and %s", s.a+suffix, s.b+suffix)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(s.a), ".*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("a build leaves %q behind", left)
+	}
+}
+
+func TestInspect(t *testing.T) {
+	s := built(t)
+	for _, name := range []string{s.a, s.a + ".zst"} {
+		r, err := Inspect(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := r.Damage(); len(d) > 0 {
+			t.Errorf("Inspect(%s) of a new image finds damage: %q", name, d)
+		}
+		if len(r.Partitions) != 4 || len(r.Slots) != 2 || !r.Slots[0].Written || r.Slots[1].Written || r.Slots[0].Version != small.build.source.Version {
+			t.Errorf("Inspect(%s) = %+v", name, r)
+		}
+	}
+	hashes := int64(boards.SlotAStart+boards.SlotBootSize) + s.build.rootFS.size
+	for _, tt := range []struct {
+		name   string
+		offset int64
+		want   string // in the damage; empty: it is still whole
+	}{
+		{"kernel", place(t, s.a, kernelFile), "slot a: check " + kernelFile},
+		{"initramfs", place(t, s.a, initrdFile), "slot a: check " + initrdFile},
+		{"slot.txt", place(t, s.a, "slot.txt"), "slot a: "},
+		{"first root block", boards.SlotAStart + boards.SlotBootSize + 100, "wrong blocks of 4 KiB: 0"},
+		{"a later root block", boards.SlotAStart + boards.SlotBootSize + 1000*disk.VerityBlock, "wrong blocks of 4 KiB: 1000"},
+		{"verity superblock", hashes, "verity superblock"},
+		{"top of the verity tree", hashes + disk.VerityBlock, "verity tree is damaged"},
+		{"one copy of the boot state", boards.BootState0 + 20, ""},
+		{"FIRMWARE's header", boards.FirmwareStart + 511, "FIRMWARE: "},
+		{"slot's FAT header", boards.SlotAStart + 511, "slot a: boot files"},
+		{"slot B", boards.SlotBStart, ""},
+	} {
+		r, err := Inspect(t.Context(), flip(t, s.a, tt.offset))
+		if err != nil {
+			t.Errorf("Inspect() with a flipped byte in %s: %v", tt.name, err)
+			continue
+		}
+		damage := strings.Join(r.Damage(), "\n")
+		if (tt.want == "") != (damage == "") || !strings.Contains(damage, tt.want) {
+			t.Errorf("Inspect() with a flipped byte in %s finds %q; want %q", tt.name, damage, tt.want)
+		}
+	}
+	both := flip(t, flip(t, s.a, boards.BootState0+20), boards.BootState1+20)
+	if r, err := Inspect(t.Context(), both); err != nil || !strings.Contains(strings.Join(r.Damage(), ""), "boot state") {
+		t.Errorf("Inspect() with both boot states broken = %v, %v; want it named", r, err)
+	}
+}
+
+// place finds where a file of slot A lies in an image.
+func place(t *testing.T, image, name string) int64 {
+	t.Helper()
+	f, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	part := make([]byte, boards.SlotBootSize)
+	if _, err := f.ReadAt(part, boards.SlotAStart); err != nil {
+		t.Fatal(err)
+	}
+	files, err := fat.Read(bytes.NewReader(part), boards.SlotBootSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if f.Name == name {
+			return boards.SlotAStart + int64(bytes.Index(part, f.Data[:64])) + 40
+		}
+	}
+	t.Fatalf("no %s in slot A", name)
+	return 0
+}
+
+// flip copies an image and changes one byte of it.
+func flip(t *testing.T, image string, offset int64) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "image")
+	if out, err := exec.Command("cp", "--sparse=always", image, name).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v\n%s", err, out)
+	}
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, offset); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 0x10
+	if _, err := f.WriteAt(b, offset); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestInspectOfWhatIsNoImage(t *testing.T) {
+	s := built(t)
+	dir := t.TempDir()
+	write := func(name string, content []byte) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	packed, err := os.ReadFile(s.a + ".zst")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start, err := os.Open(s.a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer start.Close()
+	raw := make([]byte, 20<<20)
+	if _, err := io.ReadFull(start, raw); err != nil {
+		t.Fatal(err)
+	}
+	broken := bytes.Clone(packed)
+	broken[len(broken)/2] ^= 1
+	for name, tt := range map[string]struct {
+		file, want string
+	}{
+		"nothing there":   {filepath.Join(dir, "none"), "no such file"},
+		"empty":           {write("empty", nil), "not a Skerry image"},
+		"garbage":         {write("garbage", bytes.Repeat([]byte("garbage "), 1000)), "not a Skerry image"},
+		"truncated":       {write("truncated", raw), "truncated"},
+		"truncated .zst":  {write("truncated.zst", packed[:len(packed)/2]), "truncated"},
+		"broken .zst":     {write("broken.zst", broken), "damaged"},
+		"garbage in .zst": {write("garbage.zst", append(packed[:4:4], raw[:5000]...)), "damaged"},
+	} {
+		_, err := Inspect(t.Context(), tt.file)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("Inspect(%s) = %v; want one line with %q", name, err, tt.want)
+		}
+	}
+}
+
+// scanImage looks for secrets in every byte of an image, and in every file of
+// its root file system.
+func scanImage(t *testing.T, s smallImages, image string, root *tree.Tree) []secrets.Finding {
+	t.Helper()
+	f, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	found, err := secrets.Scan(f, "image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The FATs' files, which may be packed.
+	for _, at := range []int64{boards.FirmwareStart, boards.SlotAStart} {
+		files, err := fat.Read(io.NewSectionReader(f, at, boards.SlotBootSize), boards.SlotBootSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			in, err := secrets.Scan(bytes.NewReader(file.Data), file.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, in...)
+		}
+	}
+	// The root file system as it lies in the image, unpacked by its own tool.
+	dir := filepath.Join(t.TempDir(), "root")
+	part := filepath.Join(t.TempDir(), "part")
+	b := make([]byte, s.build.rootFS.size)
+	if _, err := f.ReadAt(b, boards.SlotAStart+boards.SlotBootSize); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(part, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.build.tools.Command(t.Context(), "unsquashfs", "-no-progress", "-quiet", "-d", dir, part).CombinedOutput(); err != nil {
+		t.Fatalf("unsquashfs: %v\n%s", err, out)
+	}
+	var files int
+	err = filepath.WalkDir(dir, func(p string, e os.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		files++
+		in, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		more, err := secrets.Scan(in, strings.TrimPrefix(p, dir))
+		found = append(found, more...)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want int
+	for _, e := range root.Entries() {
+		if e.Mode.IsRegular() {
+			want++
+		}
+	}
+	if files != want {
+		t.Errorf("looked into %d files of the root file system; want %d", files, want)
+	}
+	return found
+}
+
+const plantedKey = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIOjYjnm7p0l2tYQe0bzQ1pVvRr3mNqH8kq5y6C1mJmZVoAoGCCqGSM49\n-----END EC PRIVATE KEY-----\n"
+
+func TestNoSecrets(t *testing.T) {
+	s := built(t)
+	for _, f := range scanImage(t, s, s.a, &s.build.root) {
+		t.Errorf("the image holds %v", f)
+	}
+	// What is not found when it is there proves nothing.
+	f, err := os.OpenFile(flip(t, s.a, boards.SlotBStart), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte(plantedKey), boards.StateStart+12345); err != nil {
+		t.Fatal(err)
+	}
+	if found := scanImage(t, s, f.Name(), &s.build.root); len(found) != 1 {
+		t.Errorf("a key in STATE: found %v; want it", found)
+	}
+}
+
+func TestNoSecretsInPackedFiles(t *testing.T) {
+	s := built(t)
+	planted := *s.build
+	planted.work = t.TempDir()
+	planted.store.dir = t.TempDir()
+	planted.root, planted.slot = tree.Tree{}, slotBlob{}
+	for _, e := range append(s.build.root.Entries(), tree.File("etc/oops.pem", 0o600, []byte(plantedKey))) {
+		if err := planted.root.Add(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := &plan.Progress{}
+	if err := errors.Join(planted.packRoot(t.Context(), p), planted.makeVerity(t.Context(), p), planted.makeSlot(t.Context(), p),
+		planted.makeFirmware(t.Context(), p), planted.writeImage(t.Context(), p)); err != nil {
+		t.Fatal(err)
+	}
+	found := scanImage(t, smallImages{build: &planted}, planted.image, &planted.root)
+	if len(found) != 1 || !strings.Contains(found[0].Where, "etc/oops.pem") {
+		t.Errorf("a key in a packed file: found %v; want it", found)
+	}
+}
+
+// TestRootContents pins what is in the root file system besides kernel modules:
+// a new file shows in review.
+func TestRootContents(t *testing.T) {
+	s := built(t)
+	var b strings.Builder
+	for _, e := range s.build.root.Entries() {
+		if strings.HasPrefix(e.Path, "usr/lib/modules/") || e.Mode.IsDir() && e.Path != "root" && e.Path != "tmp" {
+			continue
+		}
+		b.WriteString(e.Mode.String() + " /" + e.Path)
+		if e.Link != "" {
+			b.WriteString(" -> " + e.Link)
+		}
+		b.WriteString("\n")
+	}
+	golden := filepath.Join("testdata", "root-arm64.txt")
+	if *update {
+		if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.String() != string(want) {
+		t.Errorf("the root file system is not what %s says (go test -update writes it):\n%s", golden, b.String())
+	}
+	if err := CheckPolicy(&s.build.root); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCheckPolicy(t *testing.T) {
+	for name, e := range map[string]tree.Entry{
+		"shell":         tree.File("usr/bin/sh", 0o755, nil),
+		"shell by link": tree.Symlink("usr/bin/bash", "crun"),
+		"ssh":           tree.File("usr/bin/sshd", 0o755, nil),
+		"setuid":        {Path: "usr/bin/x", Mode: os.ModeSetuid | 0o755},
+		"setgid":        {Path: "usr/bin/x", Mode: os.ModeSetgid | 0o755},
+		"for everybody": tree.File("etc/x", 0o666, nil),
+		"open folder":   tree.Dir("tmp", 0o777),
+	} {
+		var tr tree.Tree
+		if err := tr.Add(e); err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckPolicy(&tr); err == nil {
+			t.Errorf("CheckPolicy(%s) = nil; want an error", name)
+		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	var tr tree.Tree
+	for i, n := range []int{5, 300, 20, 7000, 1, 60} {
+		if err := tr.Add(tree.File(string(rune('a'+i)), 0o644, make([]byte, n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := tooLarge("the root file system", 130<<20, 120<<20, tr.Largest(5))
+	want := "the root file system is too large by 10 MiB: got 130 MiB, want at most 120 MiB; the largest: d 7 KiB, b 300 bytes, f 60 bytes, c 20 bytes, a 5 bytes"
+	if err.Error() != want {
+		t.Errorf("tooLarge() = %q; want %q", err, want)
+	}
+	b := &Build{work: t.TempDir()}
+	files := []fat.File{{Name: "Image.gz", Data: make([]byte, 70<<20)}}
+	err = b.writeFAT(filepath.Join(b.work, "f"), "the boot part", fat.Spec{Size: boards.SlotBootSize, Bits: 16, Label: "S"}, files)
+	if err == nil || !strings.Contains(err.Error(), "too large by 7.0 MiB") || !strings.Contains(err.Error(), "Image.gz") {
+		t.Errorf("writeFAT() of 70 MiB = %v; want it refused with the file", err)
+	}
+}
+
+func TestStore(t *testing.T) {
+	var notices []string
+	s := store{dir: t.TempDir(), notice: func(n string) { notices = append(notices, n) }}
+	var made int
+	get := func(key string) string {
+		m, err := s.file("thing", key, func(p string) error { made++; return os.WriteFile(p, []byte("content of "+key), 0o644) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(m.path)
+		if err != nil || m.size != int64(len(b)) {
+			t.Fatalf("%v; size %d of %q", err, m.size, b)
+		}
+		return string(b)
+	}
+	if a, b := get("a"), get("a"); a != "content of a" || a != b || made != 1 {
+		t.Errorf("file() gives %q, then %q, made %d times; want it made once", a, b, made)
+	}
+	if err := os.Truncate(filepath.Join(s.dir, "thing-a"), 3); err != nil {
+		t.Fatal(err)
+	}
+	if a := get("a"); a != "content of a" || made != 2 || len(notices) != 1 {
+		t.Errorf("file() after truncation gives %q, made %d times, notices %q; want it made again, and said", a, made, notices)
+	}
+	wrong := errors.New("wrong")
+	if _, err := s.file("thing", "bad", func(p string) error { os.WriteFile(p, []byte("half"), 0o644); return wrong }); !errors.Is(err, wrong) {
+		t.Errorf("file() = %v; want %v", err, wrong)
+	}
+	for _, k := range []string{"b", "c", "d", "e", "f"} {
+		get(k)
+	}
+	left, _ := filepath.Glob(filepath.Join(s.dir, "*"))
+	if len(left) != 2*kept {
+		t.Errorf("%d files are kept: %q; want %d with their sums", len(left), left, kept)
+	}
+	if hidden, _ := filepath.Glob(filepath.Join(s.dir, ".*")); len(hidden) > 0 {
+		t.Errorf("file() leaves %q behind", hidden)
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	s := built(t)
+	o := s.build.Options
+	o.Out = t.TempDir()
+	b, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := b.Plan().Steps
+	stop := slices.IndexFunc(steps, func(s plan.Step) bool { return s.Name == "compress image" })
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("interrupted")
+	err = b.Run(ctx, func(ctx context.Context, steps []plan.Step) error {
+		last := steps[stop].Run
+		steps[stop].Run = func(ctx context.Context, p *plan.Progress) error { cancel(cause); return last(ctx, p) }
+		b.store.dir = t.TempDir() // so that it has something to do
+		return plan.Run(ctx, steps, io.Discard)
+	})
+	if !errors.Is(err, cause) {
+		t.Errorf("Run() = %v; want %v", err, cause)
+	}
+	left, err := filepath.Glob(filepath.Join(o.Out, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hidden, _ := filepath.Glob(filepath.Join(o.Out, ".*"))
+	left = slices.DeleteFunc(append(left, hidden...), func(p string) bool { return filepath.Base(p) == "bin" || filepath.Base(p) == "keep" })
+	if len(left) > 0 {
+		t.Errorf("an interrupted build leaves %q", left)
+	}
+}
+
+func TestUnknownBoard(t *testing.T) {
+	_, err := New(Options{Project: "../..", Board: "toaster"})
+	if err == nil || !strings.Contains(err.Error(), "rpi4") {
+		t.Errorf("New(toaster) = %v; want an error that lists the boards", err)
+	}
+	if _, err := New(Options{Project: t.TempDir(), Board: "rpi4"}); err == nil {
+		t.Error("New() outside of the project = nil; want an error")
+	}
+}
