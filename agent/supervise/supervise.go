@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -211,14 +212,16 @@ func (s *Supervisor) Start(u Unit) error {
 	return nil
 }
 
-// WaitReady waits until the unit was ready once. It says on the console every
-// ten seconds what it waits for, and gives up after timeout.
+// WaitReady waits until the unit was ready once. It says on the console what it
+// waits for, after ten seconds and then in growing intervals, and gives up
+// after timeout.
 func (s *Supervisor) WaitReady(name string, timeout time.Duration) error {
 	r := s.unit(name)
 	if r == nil {
 		return fmt.Errorf("wait for unit %q: no such unit", name)
 	}
-	progress := time.NewTicker(10 * time.Second)
+	pause := 10 * time.Second
+	progress := time.NewTimer(pause)
 	defer progress.Stop()
 	end := time.NewTimer(timeout)
 	defer end.Stop()
@@ -228,7 +231,9 @@ func (s *Supervisor) WaitReady(name string, timeout time.Duration) error {
 			return nil
 		case <-progress.C:
 			state, status := s.State(name)
-			s.cfg.Printf("waiting for unit %s: %s %s", name, state, status)
+			s.cfg.Printf("waiting for unit %s: %s", name, strings.TrimSpace(state.String()+" "+status))
+			pause = min(2*pause, time.Minute)
+			progress.Reset(pause)
 		case <-end.C:
 			return fmt.Errorf("wait for unit %q: not ready after %v", name, timeout)
 		case <-r.stopped:
