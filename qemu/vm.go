@@ -124,7 +124,7 @@ func (vm *VM) Dir() string { return vm.cfg.Dir }
 
 func (vm *VM) args() ([]string, error) {
 	c, m := vm.cfg, vm.cfg.Machine
-	args := append([]string{"-name", "skerry," + "process=skerry-qemu", "-nodefaults", "-display", "none",
+	args := append([]string{"-name", "skerry,process=skerry-qemu", "-nodefaults", "-display", "none",
 		"-accel", "tcg,thread=multi,tb-size=512"}, m.Args...)
 	args = append(args, "-m", strconv.Itoa(c.Memory), "-smp", strconv.Itoa(c.SMP))
 	if m.UBoot.Name != "" {
@@ -529,3 +529,14 @@ func resident(pid int) int64 {
 	pages, _ := strconv.ParseInt(fields[1], 10, 64)
 	return pages * int64(os.Getpagesize())
 }
+
+// Disconnect leaves a detached machine's console and control socket to whoever attaches next.
+func (vm *VM) Disconnect() {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.line.Close()
+	vm.qmp.conn.Close()
+}
+
+// Size is the machine's memory in MiB and its number of processors.
+func (vm *VM) Size() (memory, smp int) { return vm.cfg.Memory, vm.cfg.SMP }

@@ -249,6 +249,48 @@ func TestForwardsAndStats(t *testing.T) {
 	}
 }
 
+// TestAttach: a detached machine is found again by its folder, and started again as it was.
+func TestAttach(t *testing.T) {
+	vm := newVM(t, func(cfg *qemu.Config, d *testDisk) {
+		prompt(cfg, d) // U-Boot stays at its prompt here; the machine that is started again boots as boards says
+		cfg.Detach, cfg.Forwards = true, map[int]int{6443: 0}
+	})
+	start(t, vm)
+	expect(t, vm, "at the prompt")
+	memory, smp := vm.Size()
+	r := qemu.Record{Board: "rpi4", Machine: "virt", Memory: memory, SMP: smp, PID: vm.PID(), Ports: vm.Ports()}
+	if err := r.Save(vm.Dir()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := qemu.Reopen(bounded(t), vm.Dir()); err == nil || !strings.Contains(err.Error(), "runs already") {
+		t.Errorf("Reopen of a running machine = %v, want an error", err)
+	}
+	vm.Disconnect()
+	again, err := qemu.Attach(bounded(t), vm.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	type_(t, again, "setenv w attached; echo is ${w}\n")
+	expect(t, again, "is attached\r")
+	again.Cut()
+	if err := vm.Wait(bounded(t)); err == nil {
+		t.Error("Wait of a machine that was cut = nil, want how it ended")
+	}
+	if _, err := qemu.Attach(bounded(t), vm.Dir()); !errors.Is(err, qemu.ErrOff) {
+		t.Errorf("Attach to a machine that is off = %v, want ErrOff", err)
+	}
+	once, r2, err := qemu.Reopen(bounded(t), vm.Dir())
+	if err != nil || r2.Ports[6443] != r.Ports[6443] {
+		t.Fatalf("Reopen = %+v, %v, want the ports of before", r2, err)
+	}
+	t.Cleanup(once.Cut)
+	start(t, once)
+	expect(t, once, "boot.scr on FIRMWARE can not be run|at the prompt")
+	if once.Port(6443) != r.Ports[6443] {
+		t.Errorf("Port(6443) = %d, want %d as before", once.Port(6443), r.Ports[6443])
+	}
+}
+
 // TestDiesWithItsParent: a machine is gone when who started it is killed.
 func TestDiesWithItsParent(t *testing.T) {
 	if dir := os.Getenv("SKERRY_TEST_PARENT"); dir != "" {
