@@ -161,13 +161,22 @@ func (b *Build) makeSlot(ctx context.Context, p *plan.Progress) error {
 // what a person puts there.
 const firmwareReserve = 8 << 20
 
-// skerryYAML is what a person finds on the card. Every line of it is a comment.
-const skerryYAML = `# Skerry's configuration. Edit it on any computer; it is read at each start.
-# A mistake is shown on the console with its line, and the node comes up with
-# the rest.
+// skerryYAML is what a person finds on the card. Every line of it is a comment;
+// a test takes the marks away and lets the node's own parser judge it.
+const skerryYAML = `# Skerry's configuration. Edit it on any computer: it is read at each start.
+# A mistake is shown on the console with its line, and the node comes up with the
+# rest. To use a setting, take the # at its start away.
 
+# The node's name, in Kubernetes too. Without it: skerry- and the end of the MAC address.
 #hostname: skerry-kitchen
-#role: server
+
+# Time servers. Without them: those that the network names.
+#ntp: [ntp.example.org]
+
+# Where container images are pulled from, by the registry in their names.
+#registries:
+#  - host: docker.io
+#    mirrors: ["https://mirror.example.org"]
 `
 
 func (b *Build) makeFirmware(ctx context.Context, p *plan.Progress) error {

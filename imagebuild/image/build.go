@@ -74,7 +74,8 @@ type Build struct {
 	packed      made // Image.gz
 	slot        slotBlob
 	firmware    string // file with the FAT
-	image       string // raw
+	image       string // raw, not under its final name yet
+	raw         made   // the same, once it is whole
 	packedImage made
 
 	steps []stepTime

@@ -9,11 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/boards"
 	"skerry.internal/skerry/imagebuild/deb"
 	"skerry.internal/skerry/imagebuild/disk"
@@ -566,9 +568,22 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	hidden, _ := filepath.Glob(filepath.Join(o.Out, ".*"))
-	left = slices.DeleteFunc(append(left, hidden...), func(p string) bool { return filepath.Base(p) == "bin" || filepath.Base(p) == "keep" })
+	left = slices.DeleteFunc(append(left, hidden...), func(p string) bool { return filepath.Base(p) == "keep" })
 	if len(left) > 0 {
 		t.Errorf("an interrupted build leaves %q", left)
+	}
+}
+
+func TestExampleConfiguration(t *testing.T) {
+	c, mistakes := config.Parse([]byte(skerryYAML))
+	if len(mistakes) > 0 || c.Hostname != "" {
+		t.Errorf("the file on a new card sets something: %+v, %v", c, mistakes)
+	}
+	used := regexp.MustCompile(`(?m)^#([a-z ])`).ReplaceAllString(skerryYAML, "$1")
+	used = regexp.MustCompile(`(?m)^ [A-Z].*$|^ (rest|node).*$`).ReplaceAllString(used, "")
+	c, mistakes = config.Parse([]byte(used))
+	if len(mistakes) > 0 || c.Hostname != "skerry-kitchen" || len(c.NTP) != 1 || len(c.Registries) != 1 {
+		t.Errorf("the example in use gives %+v, %v from:\n%s", c, mistakes, used)
 	}
 }
 

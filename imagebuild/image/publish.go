@@ -50,6 +50,7 @@ func (b *Build) compressImage(ctx context.Context, p *plan.Progress) error {
 	if err != nil {
 		return err
 	}
+	b.raw = raw
 	p.Total(raw.size)
 	b.packedImage, err = b.store.file("image", key(raw.sha256, b.compilers["go"]), func(file string) error {
 		return writeZstd(file, zstd.SpeedFastest, func(w *zstd.Encoder) error {
@@ -126,11 +127,7 @@ type PackageInfo struct {
 }
 
 func (b *Build) describeImage() (*Description, error) {
-	raw, err := describe(b.image)
-	if err != nil {
-		return nil, err
-	}
-	name := "skerry-" + b.board.Name
+	name, raw := "skerry-"+b.board.Name, b.raw
 	d := &Description{
 		Board: b.board.Name, Arch: b.board.Arch, Version: b.source.Version, Commit: b.source.Commit, Time: b.source.Time,
 		RootHash: b.rootHash, Kernel: b.kernel.release, Compilers: b.compilers, Without: b.Without,

@@ -79,8 +79,8 @@ var machines = map[string]struct {
 	"arm64": {"aarch64-linux-gnu", elf.EM_AARCH64},
 }
 
-// compile builds the programs into a folder that stays: the go command leaves
-// alone what is up to date there.
+// compile builds the programs into a folder that stays, one for all boards: the
+// go command leaves alone what is up to date there.
 func (b *Build) compile(ctx context.Context, p *plan.Progress) error {
 	var programs []plan.Program
 	b.programs, b.compilers = map[string]string{}, map[string]string{}
@@ -91,7 +91,11 @@ func (b *Build) compile(ctx context.Context, p *plan.Progress) error {
 			programs = append(programs, prog)
 		}
 	}
-	bin := filepath.Join(b.Out, "bin")
+	project, err := filepath.Abs(b.Project)
+	if err != nil {
+		return err
+	}
+	bin := filepath.Join(b.store.dir, "bin-"+b.board.Arch+"-"+key(project)[:8])
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return err
 	}
