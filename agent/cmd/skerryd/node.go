@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -152,12 +153,11 @@ func (n *node) waitAddress(ctx context.Context) error {
 	path := filepath.Join(n.RunDir, networkFile)
 	for said := false; ; {
 		var network struct {
-			Address string `json:"address"`
+			Address netip.Prefix `json:"address"`
 		}
-		if data, err := os.ReadFile(path); err == nil && json.Unmarshal(data, &network) == nil {
-			if n.NodeIP = net.ParseIP(network.Address); n.NodeIP != nil {
-				return nil
-			}
+		if data, err := os.ReadFile(path); err == nil && json.Unmarshal(data, &network) == nil && network.Address.IsValid() {
+			n.NodeIP = net.IP(network.Address.Addr().AsSlice())
+			return nil
 		}
 		if !said {
 			said = true

@@ -59,7 +59,7 @@ func newRoot() *cobra.Command {
 		return usageError{fmt.Errorf("%w (%s --help says more)", err, cmd.CommandPath())}
 	})
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(imageCommand(), lockCommand())
+	root.AddCommand(clusterCommand(), flashCommand(), imageCommand(), lockCommand(), qemuCommand())
 	return root
 }
 

@@ -38,7 +38,7 @@ func qemuCommand() *cobra.Command {
 // upOptions are the flags of qemu up.
 type upOptions struct {
 	name, image, board, machine, config, cluster string
-	memory, smp                                  int
+	memory, smp, disk                            int
 	detach, watchdog, asJSON                     bool
 	timeout                                      time.Duration
 }
@@ -69,6 +69,7 @@ leads to the node's API. Without --detach the machine ends with this command.`,
 	f.StringVar(&o.config, "config", "", "skerry.yaml to put on FIRMWARE")
 	f.StringVar(&o.cluster, "cluster", "", "the cluster whose bundle to put on FIRMWARE, as skerry cluster create made it")
 	f.IntVar(&o.memory, "memory", 0, "memory in MiB (default: the machine's)")
+	f.IntVar(&o.disk, "disk", 8, "size of the card in GiB")
 	f.IntVar(&o.smp, "smp", 0, "processors (default: the machine's)")
 	f.BoolVar(&o.detach, "detach", false, "leave the machine running")
 	f.BoolVar(&o.watchdog, "watchdog", false, "plug in a hardware watchdog")
@@ -222,7 +223,7 @@ func qemuUp(ctx context.Context, o upOptions) error {
 		return err
 	}
 	cfg := qemu.Config{
-		Dir: dir, Machine: m, Image: o.image, Memory: o.memory, SMP: o.smp,
+		Dir: dir, Machine: m, Image: o.image, Memory: o.memory, SMP: o.smp, DiskSize: int64(o.disk) << 30,
 		Forwards: map[int]int{apiPort: 0}, Detach: o.detach, Watchdog: o.watchdog,
 	}
 	if o.config != "" || o.cluster != "" {
