@@ -56,6 +56,7 @@ type Machine struct {
 	Board    string   // U-Boot's ${board}
 	FDTFiles []string `yaml:"fdtFiles"` // U-Boot's ${fdtfile}; none: any
 	FDT      string   // the variable with the device tree's address
+	PassArgs []string `yaml:"passArgs"` // kernel arguments handed on if one is all that the device tree has
 	Consoles []string
 	Load     Load
 }
@@ -69,6 +70,7 @@ type QEMUMachine struct {
 	Env            Env      // in the second flash; no size: none
 	Kernel         string   // file on FIRMWARE for -kernel
 	DTB            string   // file on FIRMWARE for -dtb
+	Append         string   // kernel arguments to put into that, which boot.scr must let pass
 	Disk           string   // a device, or "sd"
 	DiskPowerOfTwo bool     `yaml:"diskPowerOfTwo"`
 	Net            string   // a device
@@ -78,7 +80,6 @@ type QEMUMachine struct {
 	Memory         int      // MiB, default
 	SMP            int      `yaml:"smp"` // default
 	Fixed          bool     // memory and SMP can't be chosen
-	NoWatchdog     bool     `yaml:"noWatchdog"` // the board's own must not be started
 	NoPowerOff     bool     `yaml:"noPowerOff"` // powering off does not end QEMU
 }
 

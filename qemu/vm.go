@@ -135,6 +135,9 @@ func (vm *VM) args() ([]string, error) {
 	}
 	if m.Kernel != "" {
 		args = append(args, "-kernel", vm.path(m.Kernel), "-dtb", vm.path(m.DTB))
+		if m.Append != "" {
+			args = append(args, "-append", m.Append)
+		}
 	}
 	args = append(args, vm.diskArgs()...)
 	for _, d := range m.Devices {

@@ -291,6 +291,14 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+// TestBuiltInEnvironment: with nothing but the image, U-Boot's own search finds boot.scr too.
+func TestBuiltInEnvironment(t *testing.T) {
+	vm := newVM(t, func(cfg *qemu.Config, _ *testDisk) { cfg.NoEnv = true })
+	start(t, vm)
+	expect(t, vm, "Hit any key")
+	expect(t, vm, "stub: .* skerry.slot=a .* :stub")
+}
+
 // TestDiesWithItsParent: a machine is gone when who started it is killed.
 func TestDiesWithItsParent(t *testing.T) {
 	if dir := os.Getenv("SKERRY_TEST_PARENT"); dir != "" {
