@@ -557,8 +557,11 @@ func TestInterrupted(t *testing.T) {
 	cause := errors.New("interrupted")
 	err = b.Run(ctx, func(ctx context.Context, steps []plan.Step) error {
 		last := steps[stop].Run
-		steps[stop].Run = func(ctx context.Context, p *plan.Progress) error { cancel(cause); return last(ctx, p) }
-		b.store.dir = t.TempDir() // so that it has something to do
+		steps[stop].Run = func(ctx context.Context, p *plan.Progress) error {
+			b.store.dir = t.TempDir() // so that it has something to do
+			cancel(cause)
+			return last(ctx, p)
+		}
 		return plan.Run(ctx, steps, io.Discard)
 	})
 	if !errors.Is(err, cause) {

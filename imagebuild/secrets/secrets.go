@@ -30,11 +30,12 @@ func (f Finding) String() string {
 }
 
 var patterns = []struct {
-	what string
-	re   *regexp.Regexp
+	what    string
+	literal []byte // is in every match: looking for it is a hundred times faster
+	re      *regexp.Regexp
 }{
-	{"a private key", regexp.MustCompile(`-----BEGIN [A-Z0-9 ]{0,20}PRIVATE KEY-----\r?\n(?:[A-Za-z-]+: [^\n]*\n)*\r?\n?[A-Za-z0-9+/]{32}`)},
-	{"a token", regexp.MustCompile(`eyJ[A-Za-z0-9_-]{15,}\.eyJ[A-Za-z0-9_-]{15,}\.[A-Za-z0-9_-]{20,}`)},
+	{"a private key", []byte("PRIVATE KEY-----"), regexp.MustCompile(`-----BEGIN [A-Z0-9 ]{0,20}PRIVATE KEY-----\r?\n(?:[A-Za-z-]+: [^\n]*\n)*\r?\n?[A-Za-z0-9+/]{32}`)},
+	{"a token", []byte(".eyJ"), regexp.MustCompile(`eyJ[A-Za-z0-9_-]{15,}\.eyJ[A-Za-z0-9_-]{15,}\.[A-Za-z0-9_-]{20,}`)},
 }
 
 const (
@@ -122,6 +123,9 @@ func scanBytes(r io.Reader, name string) ([]Finding, error) {
 		n, err := io.ReadFull(r, buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		for _, p := range patterns {
+			if !bytes.Contains(buf, p.literal) {
+				continue
+			}
 			for _, m := range p.re.FindAllIndex(buf, -1) {
 				f := Finding{name, off + int64(m[0]), p.what}
 				if k := f.String(); !seen[k] {
