@@ -19,12 +19,59 @@ GOTEST := go test -vet=off
 help: ## says what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build/skerry: FORCE
+# Tests that need no virtual machine, and those that do: these run one at a time.
+VM_PACKAGES := ./agent/cmd/init ./qemu/...
+PACKAGES := $(shell go list ./... 2>/dev/null | grep -v -e /agent/cmd/init$$ -e /skerry/qemu)
+
+.PHONY: host
+host:
+	@.ci/host-packages
+
+build/skerry: FORCE | host
 	@go build -o $@ ./imagebuild/cmd/skerry
 
-build/kubectl: go.mod
+build/kubectl: go.mod | host
 	@echo "building kubectl $(KUBE)"
 	go build -o $@ k8s.io/kubernetes/cmd/kubectl
+
+.PHONY: image
+image: build/skerry ## BOARD=rpi4: the image, its compressed form and what is in it, in build/BOARD
+	@build/skerry image build --board $(BOARD) -o build/$(BOARD)
+
+.PHONY: run
+run: image build/kubectl ## BOARD=rpi4: boots that image in QEMU until its node is Ready
+	@export SKERRY_HOME=$(CURDIR)/build/run
+	[ -d build/run/clusters/run ] || build/skerry cluster create run >/dev/null
+	build/skerry qemu up --name run --image build/$(BOARD)/skerry-$(BOARD).img --cluster run --detach
+	cp build/qemu/run/kubeconfig build/run/kubeconfig
+	build/kubectl --kubeconfig build/run/kubeconfig get nodes
+	echo "now type: export KUBECONFIG=$(CURDIR)/build/run/kubeconfig PATH=$(CURDIR)/build:\$$PATH"
+	echo "          kubectl create deployment hello --image=IMAGE; make stop ends the machine"
+
+.PHONY: stop
+stop: build/skerry ## ends what make run started
+	@build/skerry qemu down run
+
+.PHONY: test
+test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in QEMU
+	@build/skerry image build --board rpi4 -o build/rpi4
+	build/skerry image build --board rpi3 -o build/rpi3
+	$(GOTEST) -timeout 20m $(PACKAGES)
+	$(GOTEST) -p 1 -timeout 60m $(VM_PACKAGES)
+
+.PHONY: test-all
+test-all: build/skerry build/kubectl ## everything with full counts; resumable; leaves build/test-all.json
+	@build/skerry image build --board rpi4 -o build/rpi4
+	build/skerry image build --board rpi3 -o build/rpi3
+	SKERRY_TEST_ALL=1 go run ./qemu/cmd/testall -o build/test-all.json $(PACKAGES) $(shell go list $(VM_PACKAGES) 2>/dev/null)
+
+.PHONY: lock
+lock: build/skerry ## resolves the Debian packages anew and rewrites rootfs/lock-*.json
+	@build/skerry lock
+
+.PHONY: clean
+clean: ## removes build/
+	@rm -rf build
 
 .PHONY: FORCE
 FORCE:

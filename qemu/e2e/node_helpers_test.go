@@ -1,0 +1,309 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"skerry.internal/skerry/agent/provision"
+	"skerry.internal/skerry/boards"
+	"skerry.internal/skerry/imagebuild/cluster"
+	"skerry.internal/skerry/imagebuild/deb"
+	"skerry.internal/skerry/imagebuild/fetch"
+	"skerry.internal/skerry/imagebuild/ociimage"
+	"skerry.internal/skerry/qemu"
+)
+
+// testAll says that the full counts are wanted.
+func testAll() bool { return os.Getenv("SKERRY_TEST_ALL") != "" }
+
+// bootTime bounds the way from power-on to node Ready on a slow, busy machine.
+const bootTime = 8 * time.Minute
+
+// node is one booted image.
+type node struct {
+	t          *testing.T
+	vm         *qemu.VM
+	kubeconfig string
+	kubectl    string
+	image      string // a busybox, in the registry on the host
+	home       string
+}
+
+func bootImage(t *testing.T) string {
+	t.Helper()
+	build, err := qemu.BuildDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(build, "rpi4", "skerry-rpi4.img")
+	if p := os.Getenv("SKERRY_IMAGE"); p != "" {
+		path = p
+	}
+	if _, err := os.Stat(path); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("%v; build it with: make image BOARD=rpi4", err)
+		}
+		t.Skipf("%v; build it with: make image BOARD=rpi4", err)
+	}
+	return path
+}
+
+// startNode boots the image as a server of a new cluster, with a registry on
+// the host that it may pull from, and waits until the node is Ready.
+func startNode(t *testing.T) *node {
+	t.Helper()
+	board, err := boards.ByName("rpi4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine, err := board.Machine("virt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	qemu.Require(t, machine)
+	img := bootImage(t)
+	n := &node{t: t, home: t.TempDir()}
+	n.kubectl = kubectl(t)
+
+	// QEMU's user network shows the host's loopback as 10.0.2.2.
+	port := serveRegistry(t)
+	host := "10.0.2.2:" + port
+	pushBusybox(t, "127.0.0.1:"+port+"/busybox:1")
+	n.image = host + "/busybox:1"
+
+	c, err := cluster.Create(n.home, "e2e", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := c.Bundle(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Appendf(nil, "hostname: barn-1\nregistries:\n- host: %s\n  mirrors: [\"http://%s\"]\n", host, host)
+	n.vm, err = qemu.New(t.Context(), qemu.Config{
+		Dir: filepath.Join(n.home, "vm"), Machine: machine, Image: img,
+		DiskSize: 3 << 30, Memory: 2048, SMP: 2, Forwards: map[int]int{6443: 0},
+		Firmware: func(files map[string][]byte) error {
+			files[provision.FileName], files["skerry.yaml"] = bundle, config
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.vm.Cut)
+	begin := time.Now()
+	n.start()
+	t.Logf("node Ready %.0f s after power-on", time.Since(begin).Seconds())
+	data, err := c.Kubeconfig(fmt.Sprintf("https://127.0.0.1:%d", n.vm.Port(6443)), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.kubeconfig = filepath.Join(n.home, "kubeconfig")
+	if err := os.WriteFile(n.kubeconfig, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// start powers the machine on and waits until its node is Ready.
+func (n *node) start() {
+	n.t.Helper()
+	if err := n.vm.Start(n.t.Context()); err != nil {
+		n.t.Fatal(err)
+	}
+	n.expect(`skerry: node ready`, bootTime)
+}
+
+// expect waits for a line on the console.
+func (n *node) expect(pattern string, limit time.Duration) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), limit)
+	defer cancel()
+	if _, err := n.vm.Expect(ctx, pattern); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// kubectl builds the upstream kubectl of the version in go.mod.
+func kubectl(t *testing.T) string {
+	t.Helper()
+	build, err := qemu.BuildDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(build, "kubectl")
+	if out, err := exec.Command("go", "build", "-o", path, "k8s.io/kubernetes/cmd/kubectl").CombinedOutput(); err != nil {
+		t.Fatalf("build kubectl: %v\n%s", err, out)
+	}
+	return path
+}
+
+func serveRegistry(t *testing.T) (port string) {
+	t.Helper()
+	s := httptest.NewServer(registry.New(registry.Logger(discardLogger())))
+	t.Cleanup(s.Close)
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err = net.SplitHostPort(u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// pushBusybox makes an image of Debian's static busybox and pushes it.
+func pushBusybox(t *testing.T, ref string) {
+	t.Helper()
+	cache, err := fetch.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const packages = "../../rootfs/packages-test.yaml"
+	list, err := deb.ReadList(packages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock, err := deb.ReadLock(deb.LockFile(packages, "arm64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive, err := deb.NewArchive(cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := archive.Fetch(t.Context(), list, lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var busybox []byte
+	path, err := set.Path("busybox-static")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for f, err := range deb.Unpack(path) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Path == "usr/bin/busybox" {
+			if busybox, err = io.ReadAll(f.Content); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(busybox) == 0 {
+		t.Fatal("busybox-static holds no usr/bin/busybox")
+	}
+	img, err := ociimage.Build([]ociimage.File{{Path: "/bin/busybox", Mode: 0o755, Data: busybox}},
+		ociimage.Config{Arch: "arm64", Entrypoint: []string{"/bin/busybox"}, Env: []string{"PATH=/bin"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag, err := name.NewTag(ref, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(tag, img); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// command is kubectl with this node's kubeconfig.
+func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, n.kubectl, append([]string{"--kubeconfig=" + n.kubeconfig}, args...)...)
+	cmd.Env = append(os.Environ(), "HOME="+n.home) // its discovery cache
+	return cmd
+}
+
+// try runs kubectl for at most five minutes and returns all it prints.
+func (n *node) try(stdin string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(n.t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := n.command(ctx, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// k runs kubectl, which must succeed.
+func (n *node) k(args ...string) string {
+	n.t.Helper()
+	out, err := n.try("", args...)
+	if err != nil {
+		n.t.Fatalf("kubectl %s: %v\n%s%s", strings.Join(args, " "), err, out, n.state())
+	}
+	return out
+}
+
+// want runs kubectl, whose output must match.
+func (n *node) want(pattern string, args ...string) {
+	n.t.Helper()
+	if out := n.k(args...); !regexp.MustCompile(pattern).MatchString(out) {
+		n.t.Errorf("kubectl %s: got %q, want %q", strings.Join(args, " "), out, pattern)
+	}
+}
+
+// state is what somebody would look at first after a failure.
+func (n *node) state() string {
+	out, _ := n.try("", "get", "pods,jobs", "-A", "-o", "wide")
+	events, _ := n.try("", "get", "events", "-A", "--sort-by=.lastTimestamp")
+	console := n.vm.Console()
+	return fmt.Sprintf("--- pods\n%s--- events\n%s--- console\n%s", out, events, console[max(0, len(console)-2000):])
+}
+
+// on runs a shell line in the namespaces of the node itself, through the pod
+// "ops"; the image has no shell of its own.
+func (n *node) on(line string) (string, error) {
+	return n.try("", "exec", "ops", "--", "/bin/busybox", "sh", "-c", line)
+}
+
+// follow starts a kubectl that goes on, and waits for a line of its output.
+func (n *node) follow(pattern string, args ...string) ([]string, func()) {
+	n.t.Helper()
+	ctx, cancel := context.WithCancel(n.t.Context())
+	cmd := n.command(ctx, args...)
+	var out bytes.Buffer
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { err := cmd.Wait(); w.CloseWithError(errors.Join(io.EOF, err)); ended <- err }()
+	stop := func() { cancel(); <-ended }
+	timer := time.AfterFunc(2*time.Minute, cancel)
+	defer timer.Stop()
+	re := regexp.MustCompile(pattern)
+	buf := make([]byte, 4096)
+	for {
+		c, err := r.Read(buf)
+		out.Write(buf[:c])
+		if m := re.FindStringSubmatch(out.String()); m != nil {
+			go io.Copy(io.Discard, r)
+			return m, stop
+		}
+		if err != nil {
+			cancel()
+			n.t.Fatalf("kubectl %s: ended without %q: %v\n%s", strings.Join(args, " "), pattern, err, out.String())
+		}
+	}
+}
