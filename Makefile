@@ -65,6 +65,10 @@ test-all: build/skerry build/kubectl ## everything with full counts; resumable; 
 	build/skerry image build --board rpi3 -o build/rpi3
 	SKERRY_TEST_ALL=1 go run ./qemu/cmd/testall -o build/test-all.json $(PACKAGES) $(shell go list $(VM_PACKAGES) 2>/dev/null)
 
+.PHONY: measure
+measure: image build/kubectl ## the figures of docs/measurements.md; takes half an hour
+	@$(GOTEST) -run '^$$' -bench 'Runtimes|Idle' -benchtime 1x -timeout 2h -v ./qemu/e2e
+
 .PHONY: lock
 lock: build/skerry ## resolves the Debian packages anew and rewrites rootfs/lock-*.json
 	@build/skerry lock

@@ -38,7 +38,7 @@ const bootTime = 8 * time.Minute
 
 // node is one booted image.
 type node struct {
-	t          *testing.T
+	t          testing.TB
 	vm         *qemu.VM
 	kubeconfig string
 	kubectl    string
@@ -46,7 +46,7 @@ type node struct {
 	home       string
 }
 
-func bootImage(t *testing.T) string {
+func bootImage(t testing.TB) string {
 	t.Helper()
 	build, err := qemu.BuildDir()
 	if err != nil {
@@ -67,7 +67,7 @@ func bootImage(t *testing.T) string {
 
 // startNode boots the image as a server of a new cluster, with a registry on
 // the host that it may pull from, and waits until the node is Ready.
-func startNode(t *testing.T) *node {
+func startNode(t testing.TB) *node {
 	t.Helper()
 	board, err := boards.ByName("rpi4")
 	if err != nil {
@@ -143,7 +143,7 @@ func (n *node) expect(pattern string, limit time.Duration) {
 }
 
 // kubectl builds the upstream kubectl of the version in go.mod.
-func kubectl(t *testing.T) string {
+func kubectl(t testing.TB) string {
 	t.Helper()
 	build, err := qemu.BuildDir()
 	if err != nil {
@@ -156,7 +156,7 @@ func kubectl(t *testing.T) string {
 	return path
 }
 
-func serveRegistry(t *testing.T) (port string) {
+func serveRegistry(t testing.TB) (port string) {
 	t.Helper()
 	s := httptest.NewServer(registry.New(registry.Logger(discardLogger())))
 	t.Cleanup(s.Close)
@@ -172,7 +172,7 @@ func serveRegistry(t *testing.T) (port string) {
 }
 
 // pushBusybox makes an image of Debian's static busybox and pushes it.
-func pushBusybox(t *testing.T, ref string) {
+func pushBusybox(t testing.TB, ref string) {
 	t.Helper()
 	cache, err := fetch.Open()
 	if err != nil {

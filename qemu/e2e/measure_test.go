@@ -1,0 +1,135 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The figures of docs/measurements.md. They are benchmarks, so that they run only
+// when they are asked for: make measure.
+
+// ops starts the pod through which the node itself is looked at, and waits for it.
+func (n *node) ops() {
+	n.t.Helper()
+	pod, _, _ := strings.Cut(n.workload(), "\n---\n")
+	if out, err := n.try(pod, "apply", "-f", "-"); err != nil {
+		n.t.Fatalf("apply: %v\n%s", err, out)
+	}
+	n.k("wait", "--for=condition=Ready", "pod/ops", "--timeout=180s")
+}
+
+// must runs a line on the node.
+func (n *node) must(line string) string {
+	n.t.Helper()
+	out, err := n.on(line)
+	if err != nil {
+		n.t.Fatalf("on the node: %s: %v\n%s", line, err, out)
+	}
+	return out
+}
+
+// BenchmarkIdle reports the times of the boot, memory after ten idle minutes,
+// and what is written to the card in the fifteen minutes after that.
+func BenchmarkIdle(b *testing.B) {
+	if b.N > 1 {
+		b.Fatal("run it with -benchtime=1x")
+	}
+	n := startNode(b)
+	for _, mark := range []string{"mount kernel file systems done", "kube-apiserver ready", "node ready"} {
+		m := regexp.MustCompile(`\[ *([0-9.]+)\] skerry: ` + mark).FindStringSubmatch(n.vm.Console())
+		if m == nil {
+			b.Fatalf("no %q on the console", mark)
+		}
+		b.Logf("%s s after the kernel's start: %s", m[1], mark)
+	}
+	n.ops()
+	<-time.After(10 * time.Minute) // what idle means here, not a wait for something
+	for _, program := range []string{"init", "containerd", "containerd-shim-runc-v2", "skerryd"} {
+		pids := strings.Fields(n.must("busybox pidof " + program))
+		if program == "init" {
+			pids = []string{"1"}
+		}
+		for _, pid := range pids {
+			rollup := n.must("busybox cat /proc/" + pid + "/smaps_rollup")
+			b.Logf("%s (%s): anonymous %s kB, PSS %s kB, RSS %s kB", program, pid, field(rollup, "Anonymous"), field(rollup, "Pss"), field(rollup, "Rss"))
+		}
+	}
+	b.Log("MemAvailable: ", field(n.must("busybox cat /proc/meminfo"), "MemAvailable"), " kB of ", field(n.must("busybox cat /proc/meminfo"), "MemTotal"))
+	written := func() int64 {
+		n.must("busybox sync")
+		s, err := n.vm.Stats(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		return s.Written
+	}
+	before := written()
+	<-time.After(15 * time.Minute)
+	bytes := written() - before
+	b.ReportMetric(float64(bytes), "B/15min")
+	b.Logf("written in 15 idle minutes: %d bytes", bytes)
+}
+
+func field(text, name string) string {
+	m := regexp.MustCompile(`(?m)^` + name + `:\s+(\d+)`).FindStringSubmatch(text)
+	if m == nil {
+		return "?"
+	}
+	return m[1]
+}
+
+// BenchmarkRuntimes starts the same container with crun and with runc on the
+// node, in turn, and reports seconds and the runtimes' peak memory.
+func BenchmarkRuntimes(b *testing.B) {
+	if b.N > 1 {
+		b.Fatal("run it with -benchtime=1x")
+	}
+	dir := b.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module measure\n\ngo 1.26\n\ntool github.com/opencontainers/runc\n\nrequire github.com/opencontainers/runc v1.5.2\n"), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	// Without seccomp, whose library would have to be cross-compiled; the
+	// container below has no profile, so neither runtime does that work.
+	for _, args := range [][]string{{"mod", "tidy"}, {"build", "-ldflags=-s -w", "-o", "runc", "github.com/opencontainers/runc"}} {
+		cmd := exec.Command("go", args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod -trimpath", "GOARCH=arm64", "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			b.Fatalf("go %v: %v\n%s", args, err, out)
+		}
+	}
+	n := startNode(b)
+	n.ops()
+	n.k("cp", filepath.Join(dir, "runc"), "ops:/runc")
+	n.must("cp /runc /proc/1/root/var/runc && busybox chmod 755 /proc/1/root/var/runc && busybox mkdir -p /proc/1/root/var/b/rootfs/bin && cp /bin/busybox /proc/1/root/var/b/rootfs/bin/ && cp /bin/busybox /proc/1/root/var/busybox")
+	spec := n.must(`busybox chroot /proc/1/root /var/busybox sh -ec '
+cd /var/b && /usr/bin/crun spec
+/var/busybox sed -i -e "s/\"terminal\": true/\"terminal\": false/" -e "s,\"sh\"$,\"/bin/busybox\"\,\"true\"," config.json
+/var/busybox cat config.json'`)
+	if !strings.Contains(spec, `"/bin/busybox"`) {
+		b.Fatalf("spec: %s", spec)
+	}
+	const rounds = 10
+	for round := range rounds {
+		for _, runtime := range []string{"/usr/bin/crun", "/var/runc"} {
+			out := n.must(fmt.Sprintf("busybox chroot /proc/1/root /var/busybox sh -c 'cd /var/b && /var/busybox time -v %s run r%d 2>&1'", runtime, round))
+			rss := regexp.MustCompile(`Maximum resident set size \(kbytes\): (\d+)`).FindStringSubmatch(out)
+			elapsed := regexp.MustCompile(`Elapsed \(wall clock\) time.*: (\d+)m ([0-9.]+)s`).FindStringSubmatch(out)
+			if rss == nil || elapsed == nil {
+				b.Fatalf("%s: %s", runtime, out)
+			}
+			seconds, err := strconv.ParseFloat(elapsed[2], 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Logf("%s: %.2f s, %s kB", runtime, seconds, rss[1])
+		}
+	}
+}
