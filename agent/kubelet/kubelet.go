@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -93,25 +94,60 @@ func Run(ctx context.Context, c Config, registered func()) error {
 	return app.Run(ctx, s, deps, utilfeature.DefaultFeatureGate)
 }
 
-// Ready reports whether the Node says so.
-func Ready(n *corev1.Node) bool {
+// Heartbeat returns when this node last reported its readiness, zero if never.
+func Heartbeat(ctx context.Context, kubeconfig, name string) (metav1.Time, error) {
+	client, err := connect(kubeconfig)
+	if err != nil {
+		return metav1.Time{}, err
+	}
+	n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return metav1.Time{}, nil
+	}
+	if err != nil {
+		return metav1.Time{}, fmt.Errorf("read node %q: %w", name, err)
+	}
+	_, at := readiness(n)
+	return at, nil
+}
+
+// ReadySince makes a test for WaitNode: the node is Ready, and said so after
+// the report of the given time. What an earlier kubelet said before a crash or
+// a power cut still stands in the Node object; a clock is not asked, because it
+// may have jumped.
+func ReadySince(before metav1.Time) func(*corev1.Node) bool {
+	return func(n *corev1.Node) bool {
+		ready, at := readiness(n)
+		return ready && !at.Equal(&before)
+	}
+}
+
+func readiness(n *corev1.Node) (bool, metav1.Time) {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue
+			return c.Status == corev1.ConditionTrue, c.LastHeartbeatTime
 		}
 	}
-	return false
+	return false, metav1.Time{}
+}
+
+func connect(kubeconfig string) (kubernetes.Interface, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read kubeconfig: %w", err)
+	}
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("use kubeconfig %q: %w", kubeconfig, err)
+	}
+	return client, nil
 }
 
 // WaitNode watches this node's object until ok says yes, and returns it.
 func WaitNode(ctx context.Context, kubeconfig, name string, ok func(*corev1.Node) bool) (*corev1.Node, error) {
-	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	client, err := connect(kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("watch node %q: %w", name, err)
-	}
-	client, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("watch node %q: %w", name, err)
+		return nil, err
 	}
 	// A node may read the object of its own name only.
 	only := fields.OneTermEqualSelector("metadata.name", name).String()

@@ -277,8 +277,8 @@ func (n *node) testKill(unit, signal string) {
 	if strings.Count(before, "containerd://") != 3 {
 		n.t.Fatalf("containers before: %q; want three running", before)
 	}
-	// The signal ends the connection that carries it.
-	n.on(fmt.Sprintf("busybox kill -%s $(busybox pidof %s)", signal, unit))
+	// In the background: the signal ends the connection that carries it.
+	n.must(fmt.Sprintf("(busybox sleep 1; busybox kill -%s $(busybox pidof %s)) >/dev/null 2>&1 &", signal, unit))
 	n.expect(regexp.QuoteMeta("skerry: unit "+unit+" started"), 3*time.Minute)
 	n.expect(regexp.QuoteMeta("skerry: unit "+unit+" ready"), bootTime)
 	n.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=120s")
@@ -286,12 +286,12 @@ func (n *node) testKill(unit, signal string) {
 	if after := n.containers(); after != before {
 		n.t.Errorf("containers after %s of %s:\n%swant\n%s", signal, unit, after, before)
 	}
-	n.on("true") // exec works again
+	n.must("true") // exec works again
 }
 
 // testReboot reboots in order, through init.
 func (n *node) testReboot() {
-	n.on("busybox kill -TERM 1")
+	n.must("(busybox sleep 1; busybox kill -TERM 1) >/dev/null 2>&1 &")
 	n.expect(`U-Boot`, 3*time.Minute)
 	n.expect(`skerry: node ready`, bootTime)
 	n.everythingRuns()

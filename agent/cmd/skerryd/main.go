@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"skerry.internal/skerry/agent/addons"
 	"skerry.internal/skerry/agent/controlplane"
@@ -109,6 +110,7 @@ func once(name string, work func(context.Context) error) unit.Unit {
 func (n *node) units() []unit.Unit {
 	var store *datastore.Datastore
 	var cp *controlplane.ControlPlane
+	var heartbeat metav1.Time // the last one before this start
 	units := []unit.Unit{
 		once("address", n.waitAddress),
 		once("certificates", func(context.Context) error { return n.ensureFiles(time.Now()) }),
@@ -144,7 +146,10 @@ func (n *node) units() []unit.Unit {
 	return append(units,
 		once("registries", func(context.Context) error { return kubelet.WriteRegistries(n.path("registries"), n.config.Registries) }),
 		once("images", func(ctx context.Context) error { return addons.ImportImages(ctx, containerdSocket, imagesDir) }),
-		unit.Unit{Name: "kubelet", Run: func(ctx context.Context, ready func()) error {
+		unit.Unit{Name: "kubelet", Run: func(ctx context.Context, ready func()) (err error) {
+			if heartbeat, err = kubelet.Heartbeat(ctx, n.kubeconfig("kubelet"), n.name); err != nil {
+				return err
+			}
 			return kubelet.Run(ctx, kubelet.Config{
 				NodeName: n.name, NodeIP: n.NodeIP.String(), RootDir: "/var/lib/kubelet",
 				Kubeconfig: n.kubeconfig("kubelet"), CAFile: n.caFile,
@@ -163,7 +168,7 @@ func (n *node) units() []unit.Unit {
 			return proxy.Run(ctx, proxy.Config{NodeName: n.name, Kubeconfig: n.kubeconfig("kube-proxy"), PodCIDR: podCIDR}, ready)
 		}},
 		once("node", func(ctx context.Context) error {
-			_, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, kubelet.Ready)
+			_, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, kubelet.ReadySince(heartbeat))
 			return err
 		}))
 }
