@@ -3,7 +3,8 @@
 // secret may ever be in one.
 //
 // It knows PEM private keys (whole ones: programs contain the header line alone
-// as a string) and JSON web tokens, as Kubernetes' service account tokens are.
+// as a string), also in base64, as kubeconfigs and provisioning bundles hold
+// them, and JSON web tokens, as Kubernetes' service account tokens are.
 // Left out: keys in DER, which look like any other bytes, and passwords.
 package secrets
 
@@ -11,6 +12,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"regexp"
@@ -29,13 +31,21 @@ func (f Finding) String() string {
 	return fmt.Sprintf("%s at byte %d of %s", f.What, f.Offset, f.Where)
 }
 
+var pemKey = regexp.MustCompile(`-----BEGIN [A-Z0-9 ]{0,20}PRIVATE KEY-----\r?\n(?:[A-Za-z-]+: [^\n]*\n)*\r?\n?[A-Za-z0-9+/]{32}`)
+
 var patterns = []struct {
 	what    string
 	literal []byte // is in every match: looking for it is a hundred times faster
 	re      *regexp.Regexp
+	is      func(match []byte) bool // where re alone can't tell; nil: it can
 }{
-	{"a private key", []byte("PRIVATE KEY-----"), regexp.MustCompile(`-----BEGIN [A-Z0-9 ]{0,20}PRIVATE KEY-----\r?\n(?:[A-Za-z-]+: [^\n]*\n)*\r?\n?[A-Za-z0-9+/]{32}`)},
-	{"a token", []byte(".eyJ"), regexp.MustCompile(`eyJ[A-Za-z0-9_-]{15,}\.eyJ[A-Za-z0-9_-]{15,}\.[A-Za-z0-9_-]{20,}`)},
+	{"a private key", []byte("PRIVATE KEY-----"), pemKey, nil},
+	// It begins like any PEM block, so most of these are certificates.
+	{"a private key in base64", []byte("LS0tLS1CRUdJTi"), regexp.MustCompile(`LS0tLS1CRUdJTi[A-Za-z0-9+/]{64,512}`), func(match []byte) bool {
+		text, err := base64.StdEncoding.DecodeString(string(match[:len(match)&^3]))
+		return err == nil && pemKey.Match(text)
+	}},
+	{"a token", []byte(".eyJ"), regexp.MustCompile(`eyJ[A-Za-z0-9_-]{15,}\.eyJ[A-Za-z0-9_-]{15,}\.[A-Za-z0-9_-]{20,}`), nil},
 }
 
 const (
@@ -127,6 +137,9 @@ func scanBytes(r io.Reader, name string) ([]Finding, error) {
 				continue
 			}
 			for _, m := range p.re.FindAllIndex(buf, -1) {
+				if p.is != nil && !p.is(buf[m[0]:m[1]]) {
+					continue
+				}
 				f := Finding{name, off + int64(m[0]), p.what}
 				if k := f.String(); !seen[k] {
 					seen[k] = true

@@ -34,6 +34,8 @@ func token() []byte {
 	return []byte(part(`{"alg":"RS256","typ":"JWT"}`) + "." + part(`{"iss":"kubernetes","sub":"a"}`) + "." + part(strings.Repeat("signature", 5)))
 }
 
+func in64(b []byte) []byte { return []byte(`"key": "` + base64.StdEncoding.EncodeToString(b) + `"`) }
+
 func gz(b []byte) []byte {
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
@@ -73,6 +75,9 @@ func TestScan(t *testing.T) {
 		"key in text":              {append(filler, k...), "byte 20000"},
 		"across a chunk":           {append(make([]byte, chunk+overlap-30), k...), "private key"},
 		"across the first overlap": {append(make([]byte, chunk-30), k...), "private key"},
+		"key in base64":            {in64(k), "a private key in base64"},
+		"public key in base64":     {in64(bytes.ReplaceAll(k, []byte("PRIVATE"), []byte("PUBLIC"))), ""},
+		"base64 across a chunk":    {append(make([]byte, chunk+overlap-30), in64(k)...), "a private key in base64"},
 		"token":                    {append(filler, token()...), "a token"},
 		"packed":                   {gz(append(filler, k...)), "gzip"},
 		"packed twice":             {zst(tarOf(gz(token()))), "dir/file: gzip"},
