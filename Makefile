@@ -11,6 +11,8 @@ V := k8s.io/component-base/version
 
 # One set of flags for every build and test, so that they share one cache.
 # Kubernetes reads its own version from the linker.
+# Debian may ship an older Go; it fetches the release that go.mod names.
+export GOTOOLCHAIN ?= auto
 export GOFLAGS := -trimpath -buildvcs=false -tags=netgo,osusergo,sqlite_omit_load_extension '-ldflags=-s -w -X=$(V).gitVersion=$(KUBE) -X=$(V).gitMajor=$(word 1,$(KUBE_MAJOR_MINOR)) -X=$(V).gitMinor=$(word 2,$(KUBE_MAJOR_MINOR)) -X=$(V).gitTreeState=clean'
 # vet checks the dependencies of what it checks: ten minutes for Kubernetes'.
 GOTEST := go test -vet=off
@@ -21,7 +23,7 @@ help: ## says what can be made
 
 # Tests that need no virtual machine, and those that do: these run one at a time.
 VM_PACKAGES := ./agent/cmd/init ./qemu/...
-PACKAGES := $(shell go list ./... 2>/dev/null | grep -v -e /agent/cmd/init$$ -e /skerry/qemu)
+PACKAGES = $(shell go list ./... 2>/dev/null | grep -v -e /agent/cmd/init$$ -e /skerry/qemu)
 
 .PHONY: host
 host:

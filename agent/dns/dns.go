@@ -1,13 +1,13 @@
 // Package dns serves the cluster's names on every node, with CoreDNS as a
 // library, so that pods resolve names while their node is cut off.
 //
-// It listens on the cluster's DNS address, which every node has for itself on
-// its loopback interface; a Service of the same address (manifests/dns.yaml)
-// keeps the address reserved and is labelled so that kube-proxy leaves it
-// alone. Left out: autoscaling, and CoreDNS's own health and metrics ports.
+// It listens on addresses that every node has for itself on its loopback
+// interface (docs/decisions/0004-cluster-dns.md). Left out: autoscaling, and
+// CoreDNS's own health and metrics ports.
 package dns
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +15,8 @@ import (
 	golog "log"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/coredns/caddy"
@@ -25,16 +27,19 @@ import (
 	_ "github.com/coredns/coredns/plugin/forward"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
 	_ "github.com/coredns/coredns/plugin/loadbalance"
+	"github.com/fsnotify/fsnotify"
 	"github.com/vishvananda/netlink"
 	"k8s.io/klog/v2"
 )
 
 // Config says what is served where.
 type Config struct {
-	Address    net.IP // the cluster's DNS address; given to the loopback interface
-	Port       int    // 53 but in tests
+	Addresses  []net.IP // given to the loopback interface
+	Port       int      // 53 but in tests
 	Kubeconfig string
-	ResolvConf string // where other names are asked; may be missing or empty
+	// Forward is where other names are asked: an address, or the path of a
+	// resolv.conf, which may be missing or empty and may change at any time.
+	Forward string
 }
 
 // corefile is CoreDNS's configuration (https://coredns.io/manual/configuration/).
@@ -42,11 +47,15 @@ type Config struct {
 // resolve without it.
 func (c Config) corefile() string {
 	forward := ""
-	if data, err := os.ReadFile(c.ResolvConf); err == nil && len(data) > 0 {
-		forward = fmt.Sprintf(" forward . %s\n", c.ResolvConf)
+	if c.Forward != "" && (!filepath.IsAbs(c.Forward) || bytes.Contains(c.resolvConf(), []byte("nameserver"))) {
+		forward = fmt.Sprintf(" forward . %s\n", c.Forward)
+	}
+	var bind strings.Builder
+	for _, ip := range c.Addresses {
+		fmt.Fprintf(&bind, " %s", ip)
 	}
 	return fmt.Sprintf(`.:%d {
- bind %s
+ bind%s
  errors
  kubernetes cluster.local in-addr.arpa ip6.arpa {
   kubeconfig %s
@@ -58,28 +67,77 @@ func (c Config) corefile() string {
 %s cache 30
  loadbalance
 }
-`, c.Port, c.Address, c.Kubeconfig, forward)
+`, c.Port, bind.String(), c.Kubeconfig, forward)
 }
 
 // Run serves until ctx ends. It must start before other components log: the
 // kubernetes plugin sets klog's logger for the whole process, which is undone
 // here.
 func Run(ctx context.Context, c Config, ready func()) error {
-	if err := addAddress(c.Address); err != nil {
-		return err
+	for _, ip := range c.Addresses {
+		if err := addAddress(ip); err != nil {
+			return err
+		}
 	}
+	current := c.resolvConf()
 	caddy.Quiet, dnsserver.Quiet = true, true
 	golog.SetOutput(io.Discard) // caddy's start-up lines
-	defer golog.SetOutput(os.Stderr)
-	instance, err := caddy.Start(caddy.CaddyfileInput{Contents: []byte(c.corefile()), Filepath: "Corefile", ServerTypeName: "dns"})
+	instance, err := caddy.Start(c.input())
 	klog.ClearLogger()
 	golog.SetOutput(os.Stderr)
 	if err != nil {
 		return fmt.Errorf("start CoreDNS: %w", err)
 	}
 	ready()
-	<-ctx.Done()
-	return instance.Stop()
+	return c.follow(ctx, instance, current)
+}
+
+func (c Config) resolvConf() []byte {
+	data, err := os.ReadFile(c.Forward)
+	if err != nil {
+		return nil
+	}
+	return data
+}
+
+// follow restarts CoreDNS whenever the servers in resolv.conf are others than in
+// current: it reads them at its start only.
+func (c Config) follow(ctx context.Context, instance *caddy.Instance, current []byte) error {
+	defer func() { instance.Stop() }()
+	if !filepath.IsAbs(c.Forward) {
+		<-ctx.Done()
+		return nil
+	}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", c.Forward, err)
+	}
+	defer w.Close()
+	if err := w.Add(filepath.Dir(c.Forward)); err != nil {
+		return fmt.Errorf("watch %s: %w", c.Forward, err)
+	}
+	for {
+		if now := c.resolvConf(); !bytes.Equal(now, current) {
+			current = now
+			restarted, err := instance.Restart(c.input())
+			klog.ClearLogger()
+			if err != nil {
+				return fmt.Errorf("restart CoreDNS for a new %s: %w", c.Forward, err)
+			}
+			instance = restarted
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-w.Errors:
+			return fmt.Errorf("watch %s: %w", c.Forward, err)
+		case <-w.Events:
+		}
+	}
+}
+
+func (c Config) input() caddy.Input {
+	return caddy.CaddyfileInput{Contents: []byte(c.corefile()), Filepath: "Corefile", ServerTypeName: "dns"}
 }
 
 // addAddress gives ip to the loopback interface, unless it is there already.

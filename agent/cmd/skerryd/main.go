@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -140,7 +141,7 @@ func (n *node) units() []unit.Unit {
 	}
 	// CoreDNS sets klog's logger for a moment, so it comes before those who log.
 	units = append(units, unit.Unit{Name: "dns", Run: func(ctx context.Context, ready func()) error {
-		return dns.Run(ctx, dns.Config{Address: dnsIP, Port: 53, Kubeconfig: n.kubeconfig("dns"), ResolvConf: resolvConf}, ready)
+		return dns.Run(ctx, dns.Config{Addresses: []net.IP{localDNS, dnsIP}, Port: 53, Kubeconfig: n.kubeconfig("dns"), Forward: resolvConf}, ready)
 	}})
 	units = append(units, controlPlane...)
 	return append(units,
@@ -154,7 +155,7 @@ func (n *node) units() []unit.Unit {
 				NodeName: n.name, NodeIP: n.NodeIP.String(), RootDir: "/var/lib/kubelet",
 				Kubeconfig: n.kubeconfig("kubelet"), CAFile: n.caFile,
 				CertFile: n.path("pki", "kubelet-server.crt"), KeyFile: n.path("pki", "kubelet-server.key"),
-				ClusterDNS: dnsIP.String(), ResolvConf: resolvConf, Containerd: containerdSocket,
+				ClusterDNS: localDNS.String(), ResolvConf: resolvConf, Containerd: containerdSocket,
 			}, ready)
 		}},
 		once("pod network", func(ctx context.Context) error {

@@ -33,6 +33,7 @@ const (
 var (
 	serviceIP = net.IPv4(10, 43, 0, 1)
 	dnsIP     = net.IPv4(10, 43, 0, 10)
+	localDNS  = net.IPv4(169, 254, 20, 10) // what pods are told to ask
 )
 
 // Where the root file system and init put things.
