@@ -133,7 +133,8 @@ func (p *Process) Reason() string {
 }
 
 // Output runs a program to its end and returns what it wrote, both streams,
-// and its exit status. A program that is not done by the deadline is killed.
+// the first MiB of it, and its exit status. A program that is not done by the
+// deadline is killed.
 func (r *Reaper) Output(ctx context.Context, path string, args ...string) (out []byte, status int, err error) {
 	pr, pw, err := os.Pipe()
 	if err != nil {
@@ -158,6 +159,7 @@ func (r *Reaper) Output(ctx context.Context, path string, args ...string) (out [
 	go func() {
 		b, _ := io.ReadAll(io.LimitReader(pr, 1<<20))
 		read <- b
+		io.Copy(io.Discard, pr) // or the program would wait for a reader for ever
 	}()
 	select {
 	case <-p.done:

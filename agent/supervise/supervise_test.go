@@ -310,6 +310,16 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// More than is kept, and more than a pipe holds after that.
+func TestOutputKeepsReading(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	out, status, err := reaper.Output(ctx, "/bin/sh", "-c", "head -c 2097152 /dev/zero; exit 4")
+	if len(out) != 1<<20 || status != 4 || err != nil {
+		t.Errorf("Output() of 2 MiB = %d bytes, %d, %v; want 1 MiB, 4", len(out), status, err)
+	}
+}
+
 func TestNext(t *testing.T) {
 	for _, tt := range []struct {
 		s    State
