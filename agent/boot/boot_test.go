@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"skerry.internal/skerry/agent/clock"
+	"skerry.internal/skerry/agent/provision"
 )
 
 func names(steps []Step) (list []string) {
@@ -153,6 +156,33 @@ func TestOwnHostname(t *testing.T) {
 	}
 	if got, err := ownHostname(file, id); got != "skerry-123452" || err != nil {
 		t.Errorf("ownHostname() with a torn file = %q, %v; want a new one", got, err)
+	}
+}
+
+// A saved time that is wrong must not become a floor for NTP.
+func TestRestoreClock(t *testing.T) {
+	dir := t.TempDir()
+	built, created, saved := time.Unix(1000, 0), time.Unix(2000, 0), time.Unix(3000, 0)
+	bundle, err := (&provision.Bundle{Cluster: "c", Role: provision.RoleServer, Created: created,
+		CACert: []byte("x"), IntermediateCert: []byte("x"), IntermediateKey: []byte("x")}).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, provision.FileName), bundle, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "clock")
+	if err := clock.Save(file, saved); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := system(t)
+	s.floor = built
+	var raised time.Time
+	if err := s.restoreClock(file, dir, func(at time.Time) error { raised = at; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if !raised.Equal(saved) || !s.floor.Equal(created) {
+		t.Errorf("restoreClock() raised to %v, floor %v; want %v and %v", raised, s.floor, saved, created)
 	}
 }
 

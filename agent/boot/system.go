@@ -45,7 +45,7 @@ type System struct {
 	disk     disk
 	config   *config.Config
 	hostname string
-	floor    time.Time
+	floor    time.Time // certain to have passed
 	network  *network.Manager
 	units    *supervise.Supervisor
 }
@@ -240,29 +240,33 @@ var parameters = []mount.Entry{
 
 func setParameters(*System) error { return mount.Apply(parameters) }
 
-// raiseClock sets the clock to the latest time that is certain to have passed.
-func (s *System) raiseClock(known ...time.Time) error {
-	s.floor = clock.Floor(append(known, s.floor)...)
-	moved, err := clock.Raise(clock.Floor(s.floor, clock.RTC("/sys")))
+func raiseClock(s *System) error {
+	built, err := clock.Read(buildTime)
+	s.floor = clock.Floor(s.floor, built)
+	return errors.Join(err, s.raise(s.floor))
+}
+
+func restoreClock(s *System) error { return s.restoreClock(clockFile, stateDir, s.raise) }
+
+// restoreClock has the clock begin where it was, and learns from the bundle
+// what is certain to have passed. The saved time is not certain: NTP may
+// correct it backwards, or one bad answer would hold for ever.
+func (s *System) restoreClock(file, state string, raise func(time.Time) error) error {
+	saved, err := clock.Read(file)
+	b, berr := provision.Load(state)
+	if b != nil {
+		s.floor = clock.Floor(s.floor, b.Created)
+	}
+	return errors.Join(err, berr, raise(clock.Floor(s.floor, saved)))
+}
+
+// raise sets the clock to the latest time that is likely to have passed.
+func (s *System) raise(likely time.Time) error {
+	moved, err := clock.Raise(clock.Floor(likely, clock.RTC("/sys")))
 	if moved > clock.Jump {
 		s.Console.Printf("clock set forward to %s", time.Now().UTC().Format(time.RFC3339))
 	}
 	return err
-}
-
-func raiseClock(s *System) error {
-	built, err := clock.Read(buildTime)
-	return errors.Join(err, s.raiseClock(built))
-}
-
-func restoreClock(s *System) error {
-	saved, err := clock.Read(clockFile)
-	b, berr := provision.Load(stateDir)
-	var created time.Time
-	if b != nil {
-		created = b.Created
-	}
-	return errors.Join(err, berr, s.raiseClock(saved, created))
 }
 
 // makeFolders makes what programs expect to find on STATE.

@@ -97,8 +97,10 @@ func set(t time.Time) error {
 const Jump = 500 * time.Millisecond
 
 // Sync asks time servers for ever, the first that answers counts, and corrects
-// the clock. It never goes before floor. servers is asked before each round,
-// since DHCP may name others.
+// the clock. It never goes before Floor, which must be a time that is certain
+// to have passed: one that was only read from a clock may have been wrong, and
+// would have the right time refused for ever. Servers is called before each
+// round, since DHCP may name others.
 type Sync struct {
 	Servers func() []string
 	Floor   time.Time
@@ -156,7 +158,8 @@ func (s *Sync) round(query func(string) (time.Duration, error), apply func(time.
 			continue // servers come and go; the next one, or the next round
 		}
 		if t := time.Now().Add(offset); t.Before(s.Floor) || t.Unix() > maxUnix {
-			s.Printf("clock: %s says it is %s, before this system was built; not believed", server, t.UTC().Format(time.RFC3339))
+			s.Printf("clock: %s says it is %s, want a time after %s, when this system was built or provisioned, and before 2200; not believed",
+				server, t.UTC().Format(time.RFC3339), s.Floor.UTC().Format(time.RFC3339))
 			continue
 		}
 		if err := apply(offset); err != nil {
