@@ -124,6 +124,7 @@ func describe() (string, error) {
 // test runs one package; the output of what fails goes to the terminal.
 func test(p string) ([]result, bool) {
 	cmd := exec.Command("go", "test", "-vet=off", "-json", "-count=1", "-timeout", "10h", p)
+	cmd.Env = append(os.Environ(), "CI=true") // what a test needs and does not find is a failure, not a skip
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
