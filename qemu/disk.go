@@ -180,7 +180,7 @@ func (vm *VM) Fork(ctx context.Context, dir string, change func(*Config)) (*VM, 
 	if vm.PID() != 0 {
 		return nil, fmt.Errorf("fork machine: %q is running", vm.cfg.Dir)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := makeDir(dir); err != nil {
 		return nil, fmt.Errorf("fork machine: %w", err)
 	}
 	names := []string{OverlayFile}

@@ -109,7 +109,7 @@ func New(ctx context.Context, cfg Config) (*VM, error) {
 	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("prepare machine: %w", err)
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+	if err := makeDir(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("prepare machine: %w", err)
 	}
 	vm := &VM{cfg: cfg, grown: make(chan struct{}), ended: true, ports: map[int]int{}}
@@ -117,6 +117,15 @@ func New(ctx context.Context, cfg Config) (*VM, error) {
 		return nil, err
 	}
 	return vm, nil
+}
+
+// makeDir makes a machine's folder, for its owner alone: what is in it holds
+// the keys of a cluster. A folder that was there is closed too.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o700)
 }
 
 // Dir is the machine's folder.
