@@ -68,11 +68,11 @@ func clusterKubeconfigCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "kubeconfig NAME --server URL",
 		Short:   "Make an administrator's kubeconfig",
-		Example: "  skerry cluster kubeconfig home --server https://barn-1.local:6443 -o ~/.kube/config",
+		Example: "  skerry cluster kubeconfig home --server https://192.0.2.10:6443 -o home.kubeconfig",
 		Args:    exactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if server == "" {
-				return usageError{fmt.Errorf("--server is missing: want the API's URL, like https://barn-1.local:6443")}
+				return usageError{fmt.Errorf("--server is missing: want the API's URL, like https://192.0.2.10:6443")}
 			}
 			c, err := openCluster(args[0])
 			if err != nil {
@@ -90,10 +90,14 @@ func clusterKubeconfigCommand() *cobra.Command {
 	return cmd
 }
 
+// writeSecret never replaces a file: it may hold credentials that are nowhere else.
 func writeSecret(path string, data []byte) error {
 	if path == "" {
 		_, err := os.Stdout.Write(data)
 		return err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("write %q: it exists: name another file, or remove it", path)
 	}
 	if err := atomicfile.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("write %q: %w", path, err)
