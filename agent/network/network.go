@@ -50,6 +50,11 @@ type Manager struct {
 	up   chan struct{} // closed when the first address is there
 	wake chan struct{} // capacity 1: a lease has come or changed
 
+	retry     time.Duration // pause after a panic
+	configure func(link netlink.Link, old netip.Prefix, l Lease) error
+
+	applying sync.Mutex // held for a whole apply, taken before mu
+
 	mu     sync.Mutex // guards all that follows
 	ports  map[int]*port
 	leases map[int]Lease // by interface index
@@ -69,7 +74,8 @@ func New(cfg Config) *Manager {
 	if cfg.Patience == 0 {
 		cfg.Patience = 10 * time.Second
 	}
-	return &Manager{cfg: cfg, up: make(chan struct{}), wake: make(chan struct{}, 1), ports: map[int]*port{}, leases: map[int]Lease{}}
+	return &Manager{cfg: cfg, retry: 10 * time.Second, configure: configure, up: make(chan struct{}), wake: make(chan struct{}, 1),
+		ports: map[int]*port{}, leases: map[int]Lease{}}
 }
 
 // Up is closed when the first interface has an address.
@@ -89,7 +95,7 @@ func (m *Manager) NTP() []string {
 // Run manages until ctx ends. Addresses stay.
 func (m *Manager) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if err := m.follow(ctx); err != nil {
+		if err := safely(func() error { return m.follow(ctx) }); err != nil {
 			m.cfg.Errorf("network: %v; trying again", err)
 			select {
 			case <-time.After(time.Second):
@@ -98,6 +104,31 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// safely turns a panic into an error: in init it would be the end of the node.
+func safely(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return f()
+}
+
+// keep runs f, and again after a pause when it panics.
+func (m *Manager) keep(ctx context.Context, name string, f func()) {
+	for ctx.Err() == nil {
+		err := safely(func() error { f(); return nil })
+		if err == nil {
+			return
+		}
+		m.cfg.Errorf("network: %s: %v; trying again", name, err)
+		select {
+		case <-time.After(m.retry):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // follow handles link events until the subscription breaks.
@@ -154,7 +185,9 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 		if err := netlink.LinkSetUp(u.Link); err != nil {
 			m.cfg.Errorf("network: set %s up: %v", a.Name, err)
 		}
-		time.AfterFunc(m.cfg.Patience, func() { m.useSaved(ctx, u.Link) })
+		time.AfterFunc(m.cfg.Patience, func() {
+			m.keep(ctx, a.Name, func() { m.useSaved(ctx, u.Link) })
+		})
 	}
 	p.name = a.Name // renamed, maybe
 	carrier := u.IfInfomsg.Flags&unix.IFF_LOWER_UP != 0 && u.IfInfomsg.Flags&unix.IFF_UP != 0
@@ -166,7 +199,7 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 		p.cancel, p.done = cancel, make(chan struct{})
 		go func(done chan struct{}) {
 			defer close(done)
-			m.dhcp(pctx, u.Link)
+			m.keep(pctx, a.Name, func() { m.dhcp(pctx, u.Link) })
 		}(p.done)
 	case !carrier && p.carrier:
 		p.carrier = false
@@ -263,10 +296,7 @@ func (m *Manager) ask(ctx context.Context, name string, mac net.HardwareAddr, ol
 // useSaved puts the lease of an earlier boot to use if there is none by now.
 func (m *Manager) useSaved(ctx context.Context, link netlink.Link) {
 	a := link.Attrs()
-	m.mu.Lock()
-	_, have := m.leases[a.Index]
-	m.mu.Unlock()
-	if have || ctx.Err() != nil {
+	if ctx.Err() != nil {
 		return
 	}
 	l, err := load(m.cfg.SavedLease, a.HardwareAddr.String())
@@ -277,28 +307,43 @@ func (m *Manager) useSaved(ctx context.Context, link netlink.Link) {
 		return
 	}
 	l.Interface = a.Name
-	m.cfg.Printf("network: no DHCP server has answered on %s in %v; using the last lease", a.Name, m.cfg.Patience)
 	if err := m.apply(link, *l); err != nil {
 		m.cfg.Errorf("network: %v", err)
 	}
 }
 
-// apply makes a lease the interface's configuration.
+// apply makes a lease the interface's configuration. A saved one never
+// replaces another.
 func (m *Manager) apply(link netlink.Link, l Lease) error {
 	index := link.Attrs().Index
+	m.applying.Lock()
+	defer m.applying.Unlock()
 	m.mu.Lock()
 	old, had := m.leases[index]
+	if had && l.Saved {
+		m.mu.Unlock()
+		return nil
+	}
 	m.leases[index] = l
 	m.mu.Unlock()
 	if had && old.same(l) && old.Saved == l.Saved {
 		return nil // renewed
 	}
-	if err := configure(link, old.Address, l); err != nil {
-		m.mu.Lock()
-		delete(m.leases, index)
-		m.mu.Unlock()
+	if l.Saved {
+		m.cfg.Printf("network: no DHCP server has answered on %s in %v; using the last lease", l.Interface, m.cfg.Patience)
+	}
+	configured := false
+	defer func() { // also after a panic: or the next try would find it done
+		if !configured {
+			m.mu.Lock()
+			delete(m.leases, index)
+			m.mu.Unlock()
+		}
+	}()
+	if err := m.configure(link, old.Address, l); err != nil {
 		return fmt.Errorf("configure %s: %w", l.Interface, err)
 	}
+	configured = true
 	gw := l.Gateway
 	if gw == "" {
 		gw = "none"

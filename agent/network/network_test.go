@@ -1,15 +1,20 @@
 package network
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/vishvananda/netlink"
 )
 
 var mac = net.HardwareAddr{0x52, 0x54, 0, 0x12, 0x34, 0x56}
@@ -132,6 +137,84 @@ func TestWired(t *testing.T) {
 	if got := FirstMAC(t.TempDir()); got != nil {
 		t.Errorf("FirstMAC() of no interfaces = %v; want nil", got)
 	}
+}
+
+// manager returns one with a saved lease for eth0, whose configuration is done
+// by configure, and a channel of what it says.
+func manager(t *testing.T, configure func(Lease) error) (*Manager, netlink.Link, chan string) {
+	t.Helper()
+	dir, said := t.TempDir(), make(chan string, 100)
+	say := func(f string, a ...any) { said <- fmt.Sprintf(f, a...) }
+	m := New(Config{JSON: filepath.Join(dir, "network.json"), ResolvConf: filepath.Join(dir, "resolv.conf"), SavedLease: filepath.Join(dir, "lease.json"), Printf: say, Errorf: say})
+	m.retry = time.Millisecond
+	m.configure = func(_ netlink.Link, _ netip.Prefix, l Lease) error { return configure(l) }
+	if err := savedLease.save(m.cfg.SavedLease); err != nil {
+		t.Fatal(err)
+	}
+	return m, &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: 7, Name: "eth0", HardwareAddr: mac}}, said
+}
+
+var (
+	savedLease = Lease{Interface: "eth0", MAC: mac.String(), Address: netip.MustParsePrefix("10.0.2.15/24")}
+	freshLease = Lease{Interface: "eth0", MAC: mac.String(), Address: netip.MustParsePrefix("10.0.2.16/24")}
+)
+
+func TestSavedNeverReplacesFresh(t *testing.T) {
+	var order []netip.Prefix
+	m, link, _ := manager(t, func(l Lease) error { order = append(order, l.Address); return nil })
+	if err := m.apply(link, freshLease); err != nil {
+		t.Fatal(err)
+	}
+	late := savedLease // useSaved has looked before the fresh one came
+	late.Saved = true
+	if err := m.apply(link, late); err != nil || len(order) != 1 || m.leases[7].Address != freshLease.Address {
+		t.Errorf("apply() of a saved lease = %v, configured %v, in use %v; want the fresh one kept", err, order, m.leases[7].Address)
+	}
+}
+
+// A fresh lease that comes while the saved one is being configured waits, and
+// is the last.
+func TestApplyIsOneAtATime(t *testing.T) {
+	entered, leave := make(chan netip.Prefix, 2), make(chan struct{})
+	m, link, _ := manager(t, func(l Lease) error { entered <- l.Address; <-leave; return nil })
+	var wg sync.WaitGroup
+	wg.Go(func() { m.useSaved(context.Background(), link) })
+	if got := <-entered; got != savedLease.Address {
+		t.Errorf("configured %v first; want the saved %v", got, savedLease.Address)
+	}
+	wg.Go(func() { m.apply(link, freshLease) })
+	select {
+	case got := <-entered:
+		t.Errorf("configured %v before the saved lease was done", got)
+	case <-time.After(50 * time.Millisecond): // that nothing happens is what is tested
+	}
+	close(leave)
+	wg.Wait()
+	if got := m.leases[7]; got.Address != freshLease.Address || got.Saved {
+		t.Errorf("lease in use = %+v; want the fresh one", got)
+	}
+}
+
+func TestPanicIsRetried(t *testing.T) {
+	calls := 0
+	m, link, said := manager(t, func(Lease) error {
+		if calls++; calls == 1 {
+			panic("ouch")
+		}
+		return nil
+	})
+	m.keep(context.Background(), "eth0", func() { m.useSaved(context.Background(), link) })
+	close(said)
+	var lines []string
+	for l := range said {
+		lines = append(lines, l)
+	}
+	if !slices.Contains(lines, "network: eth0: panic: ouch; trying again") || m.leases[7].Address != savedLease.Address {
+		t.Errorf("after a panic: said %q, in use %v; want it reported and the saved lease", lines, m.leases[7].Address)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	m.cfg.Errorf = func(string, ...any) { cancel() }
+	m.keep(ctx, "eth0", func() { panic("always") }) // ends with ctx
 }
 
 func TestPrimary(t *testing.T) {
