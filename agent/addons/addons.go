@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -74,8 +75,11 @@ func importOne(ctx context.Context, client *containerd.Client, archive string) e
 	if err != nil {
 		return err
 	}
+	// containerd flushes what it notes about a layer, but not the layer's files: a
+	// power cut would leave empty files that it takes for unpacked ones for ever.
+	sync := containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))
 	for _, i := range imported {
-		if err := containerd.NewImage(client, i).Unpack(ctx, "overlayfs"); err != nil {
+		if err := containerd.NewImage(client, i).Unpack(ctx, "overlayfs", sync); err != nil {
 			return fmt.Errorf("unpack %s: %w", i.Name, err)
 		}
 	}

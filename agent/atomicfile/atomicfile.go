@@ -6,6 +6,7 @@
 package atomicfile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -15,8 +16,14 @@ import (
 // WriteFile replaces path with data. When it returns nil, the new content and
 // its name are on the disk. When it returns an error, path is as it was,
 // except when flushing the directory failed: then either content may survive a
-// power cut.
+// power cut. A file that is so already is left alone: writing it again would
+// wear the flash for nothing, and fail on a full disk.
 func WriteFile(path string, data []byte, perm os.FileMode) (err error) {
+	if st, err := os.Lstat(path); err == nil && st.Mode() == perm && st.Size() == int64(len(data)) {
+		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+			return nil
+		}
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp*")
 	if err != nil {
 		return fmt.Errorf("write file %q: %w", path, err)

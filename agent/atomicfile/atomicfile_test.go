@@ -45,3 +45,30 @@ func TestWriteFileFailure(t *testing.T) {
 		t.Errorf("WriteFile() left %v, %v; want the directory alone", names, err)
 	}
 }
+
+// What is so already is not written again.
+func TestWriteFileEqual(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	write := func(data string, mode os.FileMode) os.FileInfo {
+		t.Helper()
+		if err := WriteFile(path, []byte(data), mode); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	first := write("a", 0o600)
+	if !os.SameFile(first, write("a", 0o600)) {
+		t.Error("equal content was written again")
+	}
+	second := write("b", 0o600)
+	if os.SameFile(first, second) {
+		t.Error("other content was not written")
+	}
+	if third := write("b", 0o644); os.SameFile(second, third) || third.Mode() != 0o644 {
+		t.Errorf("another mode was not set: %v", third.Mode())
+	}
+}

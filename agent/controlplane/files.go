@@ -21,7 +21,8 @@ type Node struct {
 // EnsureFiles keeps all that the control plane needs in dir valid: files that
 // caFile (the cluster's root) and a, the intermediate in signing.crt and
 // signing.key, vouch for. server is the API server's URL for its own programs.
-func EnsureFiles(dir, caFile string, a *pki.Authority, n Node, server string, now time.Time) (Files, error) {
+// changed says that a certificate was made anew.
+func EnsureFiles(dir, caFile string, a *pki.Authority, n Node, server string, now time.Time) (_ Files, changed bool, err error) {
 	path := func(name string) string { return filepath.Join(dir, name) }
 	f := Files{
 		CACert:      caFile,
@@ -34,21 +35,22 @@ func EnsureFiles(dir, caFile string, a *pki.Authority, n Node, server string, no
 		ControllerKubeconfig: path("controller-manager.kubeconfig"), SchedulerConfig: path("scheduler.kubeconfig"),
 	}
 	if err := a.Save(dir, "signing"); err != nil {
-		return f, err
+		return f, false, err
 	}
 	if err := pki.EnsureKey(f.ServiceAccountKey); err != nil {
-		return f, err
+		return f, false, err
 	}
 	// The front proxy's authority must differ from the cluster's: whoever holds
 	// a certificate of the former may claim to be any user.
 	front, err := pki.LoadAuthority(dir, "front-proxy-ca")
 	if err != nil || now.Before(front.Cert.NotBefore) || now.After(front.Cert.NotAfter.Add(-pki.LeafLife)) {
 		if front, err = pki.NewRoot("the front proxy", now); err != nil {
-			return f, err
+			return f, false, err
 		}
 		if err := front.Save(dir, "front-proxy-ca"); err != nil {
-			return f, err
+			return f, false, err
 		}
+		changed = true
 	}
 	ips := append([]net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, n.ServiceIP}, n.Addresses...)
 	for _, l := range []struct {
@@ -64,14 +66,16 @@ func EnsureFiles(dir, caFile string, a *pki.Authority, n Node, server string, no
 		{"controller-manager", a, pki.Leaf{CommonName: "system:kube-controller-manager"}},
 		{"scheduler", a, pki.Leaf{CommonName: "system:kube-scheduler"}},
 	} {
-		if _, err := l.by.Ensure(dir, l.name, l.leaf, now); err != nil {
-			return f, fmt.Errorf("certificate %s: %w", l.name, err)
+		made, err := l.by.Ensure(dir, l.name, l.leaf, now)
+		changed = changed || made
+		if err != nil {
+			return f, false, fmt.Errorf("certificate %s: %w", l.name, err)
 		}
 	}
 	for name, file := range map[string]string{"controller-manager": f.ControllerKubeconfig, "scheduler": f.SchedulerConfig} {
 		if err := kubeconfig.Write(file, server, caFile, path(name+".crt"), path(name+".key")); err != nil {
-			return f, err
+			return f, false, err
 		}
 	}
-	return f, nil
+	return f, changed, nil
 }

@@ -117,7 +117,6 @@ func (d *Datastore) serve(ctx context.Context, socket string, b server.Backend) 
 	if err := b.Start(ctx); err != nil {
 		return "", err
 	}
-	// The directory's mode guards the socket between its making and chmod.
 	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
 		return "", err
 	}

@@ -56,7 +56,9 @@ func (c Config) corefile() string {
 	}
 	return fmt.Sprintf(`.:%d {
  bind%s
- errors
+ errors {
+  consolidate 5m ".*"
+ }
  kubernetes cluster.local in-addr.arpa ip6.arpa {
   kubeconfig %s
   pods insecure
@@ -100,10 +102,11 @@ func (c Config) resolvConf() []byte {
 	return data
 }
 
-// follow restarts CoreDNS whenever the servers in resolv.conf are others than in
-// current: it reads them at its start only.
+// follow ends with an error when the servers in resolv.conf are others than in
+// current: CoreDNS reads them at its start only, and starting it once more in
+// this process would set klog's logger under the feet of everybody who logs.
 func (c Config) follow(ctx context.Context, instance *caddy.Instance, current []byte) error {
-	defer func() { instance.Stop() }()
+	defer instance.Stop()
 	if !filepath.IsAbs(c.Forward) {
 		<-ctx.Done()
 		return nil
@@ -117,14 +120,8 @@ func (c Config) follow(ctx context.Context, instance *caddy.Instance, current []
 		return fmt.Errorf("watch %s: %w", c.Forward, err)
 	}
 	for {
-		if now := c.resolvConf(); !bytes.Equal(now, current) {
-			current = now
-			restarted, err := instance.Restart(c.input())
-			klog.ClearLogger()
-			if err != nil {
-				return fmt.Errorf("restart CoreDNS for a new %s: %w", c.Forward, err)
-			}
-			instance = restarted
+		if !bytes.Equal(c.resolvConf(), current) {
+			return fmt.Errorf("the servers in %s changed", c.Forward)
 		}
 		select {
 		case <-ctx.Done():

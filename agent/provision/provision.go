@@ -135,8 +135,9 @@ func Take(firmwareDir, stateDir string) (taken bool, err error) {
 	return taken, nil
 }
 
-// partlyWiped reports whether data starts with zeros, as wipe leaves it.
-func partlyWiped(data []byte) bool { return len(data) > 0 && data[0] == 0 }
+// partlyWiped reports whether wipe was cut while it wrote zeros, in whatever
+// order they reached the card: JSON never holds one.
+func partlyWiped(data []byte) bool { return bytes.IndexByte(data, 0) >= 0 }
 
 // wipe writes zeros over the file's own clusters before it removes the name:
 // removing alone would leave the key readable in the free clusters.

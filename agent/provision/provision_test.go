@@ -31,6 +31,7 @@ func TestTake(t *testing.T) {
 		{name: "fresh", firmware: good, taken: true},
 		{name: "cut after the copy", firmware: good, state: good, taken: true},
 		{name: "cut while wiping", firmware: torn, state: good},
+		{name: "cut while wiping, the end first", firmware: append(append([]byte(nil), good[:100]...), make([]byte, len(good)-100)...), state: good},
 		{name: "cut before removal", firmware: make([]byte, len(good)), state: good},
 		{name: "torn and never taken", firmware: torn, wantErr: true, left: true},
 		{name: "garbage", firmware: []byte("{"), wantErr: true, left: true},

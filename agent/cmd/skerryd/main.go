@@ -65,6 +65,7 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	n.supervisor = supervisor
 	go feedWatchdog(ctx, supervisor)
 	return unit.Run(ctx, n.units(),
 		func(name string, after time.Duration) {
@@ -95,26 +96,14 @@ func feedWatchdog(ctx context.Context, supervisor notify.Sender) {
 	}
 }
 
-// once makes a unit of work that is done when it returns.
-func once(name string, work func(context.Context) error) unit.Unit {
-	return unit.Unit{Name: name, Run: func(ctx context.Context, ready func()) error {
-		if err := work(ctx); err != nil {
-			return err
-		}
-		ready()
-		<-ctx.Done()
-		return nil
-	}}
-}
-
 // units lists what runs, in order of start.
 func (n *node) units() []unit.Unit {
 	var store *datastore.Datastore
 	var cp *controlplane.ControlPlane
 	var heartbeat metav1.Time // the last one before this start
 	units := []unit.Unit{
-		once("address", n.waitAddress),
-		once("certificates", func(context.Context) error { return n.ensureFiles(time.Now()) }),
+		{Name: "address", Run: outside(n.supervisor, n.followAddress)},
+		{Name: "certificates", Run: n.keepCertificates},
 		{Name: "datastore", Run: func(ctx context.Context, ready func()) (err error) {
 			if store, err = datastore.Start(ctx, datastore.Options{Dir: n.path("db"), RunDir: n.RunDir}); err != nil {
 				return err
@@ -146,7 +135,9 @@ func (n *node) units() []unit.Unit {
 	units = append(units, controlPlane...)
 	return append(units,
 		once("registries", func(context.Context) error { return kubelet.WriteRegistries(n.path("registries"), n.config.Registries) }),
-		once("images", func(ctx context.Context) error { return addons.ImportImages(ctx, containerdSocket, imagesDir) }),
+		unit.Unit{Name: "images", Run: outside(n.supervisor, once("images", retry("import images", func(ctx context.Context) error {
+			return addons.ImportImages(ctx, containerdSocket, imagesDir)
+		})).Run)},
 		unit.Unit{Name: "kubelet", Run: func(ctx context.Context, ready func()) (err error) {
 			if heartbeat, err = kubelet.Heartbeat(ctx, n.kubeconfig("kubelet"), n.name); err != nil {
 				return err
@@ -168,8 +159,8 @@ func (n *node) units() []unit.Unit {
 		unit.Unit{Name: "kube-proxy", Run: func(ctx context.Context, ready func()) error {
 			return proxy.Run(ctx, proxy.Config{NodeName: n.name, Kubeconfig: n.kubeconfig("kube-proxy"), PodCIDR: podCIDR}, ready)
 		}},
-		once("node", func(ctx context.Context) error {
+		unit.Unit{Name: "node", Run: outside(n.supervisor, once("node", func(ctx context.Context) error {
 			_, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, kubelet.ReadySince(heartbeat))
 			return err
-		}))
+		}).Run)})
 }

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"skerry.internal/skerry/agent/atomicfile"
 	"skerry.internal/skerry/agent/datastore"
 	"skerry.internal/skerry/agent/pki"
 	"skerry.internal/skerry/agent/provision"
@@ -307,6 +308,64 @@ func TestStartErrors(t *testing.T) {
 		out, _ := cmd.CombinedOutput()
 		if got := cmd.ProcessState.ExitCode(); got != tt.code || !strings.Contains(string(out), tt.want) || strings.Count(string(out), "\n") != 1 {
 			t.Errorf("skerryd %v: exit %d, %q; want %d and one line with %q", tt.args, got, out, tt.code, tt.want)
+		}
+	}
+}
+
+// Another address ends the unit, and so the process: init starts it again with
+// the new one. The same address, written again, does not.
+func TestFollowAddress(t *testing.T) {
+	n := &node{options: options{RunDir: t.TempDir()}}
+	write := func(address string) {
+		t.Helper()
+		if err := atomicfile.WriteFile(filepath.Join(n.RunDir, networkFile), fmt.Appendf(nil, `{"interface":"eth0","address":%q}`, address), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- n.followAddress(t.Context(), func() { close(ready) }) }()
+	for _, step := range []string{"", "192.0.2.5/24", "192.0.2.5/16", "192.0.2.6/24"} {
+		if step != "" {
+			write(step)
+		}
+		if step == "192.0.2.5/24" {
+			select {
+			case <-ready:
+			case <-time.After(time.Minute):
+				t.Fatal("an address was not seen within a minute")
+			}
+		}
+	}
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "from 192.0.2.5 to 192.0.2.6") {
+			t.Errorf("followAddress() = %v; want the change named", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("a changed address was not seen within a minute")
+	}
+}
+
+// Certificates that a jump of the clock made invalid are made anew, and that is
+// said; a second look finds nothing to do.
+func TestCertificatesAfterClockJump(t *testing.T) {
+	now := time.Now()
+	root, err := pki.NewRoot("test", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{options: options{DataDir: t.TempDir(), NodeIP: net.IPv4(192, 0, 2, 1), Port: 6443}, name: "a", caFile: "/ca.crt"}
+	if n.authority, err = root.NewIntermediate("node", now); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		at   time.Time
+		want bool
+	}{
+		{now, true}, {now, false}, {now.Add(time.Hour), false}, {now.AddDate(3, 0, 0), true}, {now.AddDate(3, 0, 0), false}, {now, true},
+	} {
+		if changed, err := n.ensureFiles(tt.at); err != nil || changed != tt.want {
+			t.Errorf("ensureFiles(%s) = %v, %v; want %v", tt.at, changed, err, tt.want)
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"skerry.internal/skerry/agent/controlplane"
 	"skerry.internal/skerry/agent/datastore"
 	"skerry.internal/skerry/agent/kubeconfig"
+	"skerry.internal/skerry/agent/notify"
 	"skerry.internal/skerry/agent/pki"
 	"skerry.internal/skerry/agent/provision"
 )
@@ -90,6 +91,8 @@ type node struct {
 	authority *pki.Authority
 	caFile    string
 	files     controlplane.Files
+
+	supervisor notify.Sender
 }
 
 func (n *node) path(elem ...string) string {
@@ -134,10 +137,14 @@ func newNode(o options) (*node, error) {
 	return n, nil
 }
 
-// waitAddress waits until this node has an address: from the command line, or
-// from init, which writes it as soon as there is one.
-func (n *node) waitAddress(ctx context.Context) error {
+// followAddress waits until this node has an address: from the command line, or
+// from init, which writes it as soon as there is one. When init writes another
+// one later it ends with an error: kubelet, kube-proxy and certificates take an
+// address at their start only, and a restart costs no container.
+func (n *node) followAddress(ctx context.Context, ready func()) error {
 	if n.NodeIP != nil {
+		ready()
+		<-ctx.Done()
 		return nil
 	}
 	if err := os.MkdirAll(n.RunDir, 0o755); err != nil {
@@ -153,20 +160,19 @@ func (n *node) waitAddress(ctx context.Context) error {
 	}
 	path := filepath.Join(n.RunDir, networkFile)
 	for said := false; ; {
-		var network struct {
-			Address netip.Prefix `json:"address"`
-		}
-		if data, err := os.ReadFile(path); err == nil && json.Unmarshal(data, &network) == nil && network.Address.IsValid() {
-			n.NodeIP = net.IP(network.Address.Addr().AsSlice())
-			return nil
-		}
-		if !said {
+		switch ip := readAddress(path); {
+		case ip != nil && n.NodeIP == nil:
+			n.NodeIP = ip
+			ready()
+		case ip != nil && !ip.Equal(n.NodeIP):
+			return fmt.Errorf("this node's address changed from %s to %s", n.NodeIP, ip)
+		case n.NodeIP == nil && !said:
 			said = true
 			fmt.Fprintf(os.Stderr, "skerryd: no network address yet: waiting for init to write %s; plug in a cable, or use --node-ip\n", path)
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		case err := <-w.Errors:
 			return fmt.Errorf("wait for an address: %w", err)
 		case <-w.Events:
@@ -174,18 +180,60 @@ func (n *node) waitAddress(ctx context.Context) error {
 	}
 }
 
+// readAddress reads what init wrote; nil means that there is no address now.
+func readAddress(path string) net.IP {
+	var network struct {
+		Address netip.Prefix `json:"address"`
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || json.Unmarshal(data, &network) != nil || !network.Address.IsValid() {
+		return nil
+	}
+	return net.IP(network.Address.Addr().AsSlice())
+}
+
+// renewEvery is how often certificates are looked at: also how long those that a
+// jump of the clock made invalid stay in use.
+const renewEvery = time.Minute
+
+// keepCertificates makes the certificates, and ends with an error when it had to
+// make one anew later: most programs read theirs at the start only.
+func (n *node) keepCertificates(ctx context.Context, ready func()) error {
+	if _, err := n.ensureFiles(time.Now()); err != nil {
+		return err
+	}
+	ready()
+	t := time.NewTicker(renewEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		if changed, err := n.ensureFiles(time.Now()); err != nil {
+			fmt.Fprintf(os.Stderr, "skerryd: renew certificates: %v\n", err) // those in use may last
+		} else if changed {
+			return errors.New("certificates were renewed")
+		}
+	}
+}
+
 // kubeconfig is the path of the one that ensureFiles makes for a program.
 func (n *node) kubeconfig(name string) string { return n.path("pki", name+".kubeconfig") }
 
-// ensureFiles keeps the certificates and kubeconfigs of this node valid.
-func (n *node) ensureFiles(now time.Time) (err error) {
-	if n.files, err = controlplane.EnsureFiles(n.path("pki"), n.caFile, n.authority,
+// ensureFiles keeps the certificates and kubeconfigs of this node valid, and
+// says whether a certificate was made anew.
+func (n *node) ensureFiles(now time.Time) (changed bool, err error) {
+	if n.files, changed, err = controlplane.EnsureFiles(n.path("pki"), n.caFile, n.authority,
 		controlplane.Node{Name: n.name, Addresses: []net.IP{n.NodeIP}, ServiceIP: serviceIP}, n.server(), now); err != nil {
-		return err
+		return false, err
 	}
-	if _, err := n.authority.Ensure(n.path("pki"), "kubelet-server",
-		pki.Leaf{CommonName: "system:node:" + n.name, Organization: []string{"system:nodes"}, DNSNames: []string{n.name}, IPs: []net.IP{n.NodeIP}, Server: true}, now); err != nil {
-		return fmt.Errorf("certificate kubelet-server: %w", err)
+	made, err := n.authority.Ensure(n.path("pki"), "kubelet-server",
+		pki.Leaf{CommonName: "system:node:" + n.name, Organization: []string{"system:nodes"}, DNSNames: []string{n.name}, IPs: []net.IP{n.NodeIP}, Server: true}, now)
+	changed = changed || made
+	if err != nil {
+		return false, fmt.Errorf("certificate kubelet-server: %w", err)
 	}
 	for name, leaf := range map[string]pki.Leaf{
 		"kubelet":    {CommonName: "system:node:" + n.name, Organization: []string{"system:nodes"}},
@@ -193,14 +241,16 @@ func (n *node) ensureFiles(now time.Time) (err error) {
 		"dns":        {CommonName: "skerry:dns"},
 		"skerryd":    {CommonName: "skerryd", Organization: []string{"system:masters"}},
 	} {
-		if _, err := n.authority.Ensure(n.path("pki"), name, leaf, now); err != nil {
-			return fmt.Errorf("certificate %s: %w", name, err)
+		made, err := n.authority.Ensure(n.path("pki"), name, leaf, now)
+		changed = changed || made
+		if err != nil {
+			return false, fmt.Errorf("certificate %s: %w", name, err)
 		}
 		if err := kubeconfig.Write(n.kubeconfig(name), n.server(), n.caFile, n.path("pki", name+".crt"), n.path("pki", name+".key")); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return changed, nil
 }
 
 func (n *node) controlPlane(store *datastore.Datastore) (*controlplane.ControlPlane, error) {
