@@ -32,7 +32,8 @@ type Unit struct {
 	Env  []string
 
 	// StartTimeout is the time it has to send READY=1; then it is killed and
-	// started again. 0 means two minutes. EXTEND_TIMEOUT_USEC prolongs it.
+	// started again. 0 means two minutes. EXTEND_TIMEOUT_USEC prolongs it,
+	// counted from that message, and never makes it shorter.
 	StartTimeout time.Duration
 	// StopTimeout is the time from SIGTERM to SIGKILL; 0 means 20 seconds.
 	StopTimeout time.Duration
@@ -169,6 +170,7 @@ type running struct {
 	deadline *time.Timer // start, watchdog, abort, stop or retry, as the state says
 	interval time.Duration
 	started  time.Time
+	limit    time.Duration // from started on, to READY=1
 	failures int
 }
 
@@ -378,7 +380,7 @@ func Backoff(first, last time.Duration, failures int) time.Duration {
 func (r *running) late() {
 	switch s, _ := r.current(); s {
 	case Starting:
-		r.cfg.Errorf("unit %s: not ready after %v, starting it again", r.Name, r.StartTimeout)
+		r.cfg.Errorf("unit %s: not ready after %v, starting it again", r.Name, r.limit.Round(time.Millisecond))
 		r.event(evLate)
 	case Ready:
 		r.cfg.Errorf("unit %s: no sign of life for %v, starting it again", r.Name, r.interval)
@@ -408,12 +410,15 @@ func (r *running) note(m notify.Message) {
 	r.mu.Unlock()
 	if m.Ready {
 		r.event(evReady)
+		state, _ = r.current()
 	}
 	switch {
 	case m.Trigger && state == Ready:
 		r.late()
 	case m.Extend > 0 && state == Starting:
-		r.arm(m.Extend)
+		ran := time.Since(r.started)
+		r.limit = max(r.StartTimeout, ran+m.Extend) // as sd_notify(3) has it
+		r.arm(max(r.limit-ran, time.Nanosecond))
 	case (m.Watchdog || m.Interval > 0) && state == Ready:
 		r.arm(r.interval)
 	}
@@ -469,7 +474,8 @@ func (r *running) launch() {
 	}
 	r.proc = p
 	r.cfg.Printf("unit %s started, process %d", r.Name, p.PID)
-	r.arm(r.StartTimeout)
+	r.limit = r.StartTimeout
+	r.arm(r.limit)
 }
 
 func (r *running) exec() (*Process, error) {

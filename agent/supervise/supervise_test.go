@@ -66,6 +66,12 @@ func child(mode string) {
 			notify.Send("WATCHDOG=1")
 			time.Sleep(20 * time.Millisecond)
 		}
+	case "extend": // says each of its arguments after a pause
+		for _, line := range os.Args[1:] {
+			notify.Send(strings.Split(line, ",")...)
+			time.Sleep(1500 * time.Millisecond) // more than the tests' StartTimeout
+		}
+		time.Sleep(time.Hour)
 	case "ready":
 		notify.Send("READY=1")
 		time.Sleep(time.Hour)
@@ -177,6 +183,33 @@ func TestMissingProgram(t *testing.T) {
 func TestStartDeadline(t *testing.T) {
 	_, c, _ := start(t, Unit{StartTimeout: 50 * time.Millisecond, AbortTimeout: 100 * time.Millisecond}, "sleep")
 	c.await(t, "not ready after 50ms", 2)
+}
+
+func TestExtendStart(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		unit  Unit
+		says  []string
+		want  string // on the console
+		never string
+	}{
+		{"longer", Unit{StartTimeout: time.Second}, []string{"EXTEND_TIMEOUT_USEC=20000000", "READY=1"}, "unit u ready", "not ready"},
+		{"never shorter", Unit{StartTimeout: 20 * time.Second}, []string{"EXTEND_TIMEOUT_USEC=1", "READY=1"}, "unit u ready", "not ready"},
+		{"passed too", Unit{StartTimeout: time.Second}, []string{"EXTEND_TIMEOUT_USEC=1500000"}, "not ready after", "not ready after 1s"},
+		{"with readiness", Unit{Watchdog: 20 * time.Second}, []string{"READY=1,EXTEND_TIMEOUT_USEC=1,STATUS=first", "STATUS=second"}, "status u: second", "no sign of life"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tt.unit.Args = append([]string{"/proc/self/exe"}, tt.says...)
+			_, c, _ := start(t, tt.unit, "extend")
+			c.await(t, tt.want, 1)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if all := strings.Join(c.lines, "\n"); strings.Contains(all, tt.never) {
+				t.Errorf("console has %q:\n%s", tt.never, all)
+			}
+		})
+	}
 }
 
 func TestWatchdog(t *testing.T) {
