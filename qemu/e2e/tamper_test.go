@@ -28,7 +28,7 @@ import (
 
 // newMachine prepares the named machine of a board over an image, with bundle
 // on FIRMWARE if there is one.
-func newMachine(t *testing.T, board, machine, image string, bundle []byte) *qemu.VM {
+func newMachine(t *testing.T, board, machine, image string, bundle []byte, change ...func(*qemu.Config)) *qemu.VM {
 	t.Helper()
 	b, err := boards.ByName(board)
 	if err != nil {
@@ -42,6 +42,9 @@ func newMachine(t *testing.T, board, machine, image string, bundle []byte) *qemu
 	cfg := qemu.Config{Dir: filepath.Join(t.TempDir(), "vm"), Machine: m, Image: image, DiskSize: 3 << 30, Forwards: map[int]int{6443: 0}}
 	if bundle != nil {
 		cfg.Firmware = func(files map[string][]byte) error { files[provision.FileName] = bundle; return nil }
+	}
+	for _, c := range change {
+		c(&cfg)
 	}
 	vm, err := qemu.New(t.Context(), cfg)
 	if err != nil {
