@@ -89,7 +89,6 @@ func (b *Build) collectRoot(ctx context.Context, p *plan.Progress) error {
 		tree.File("etc/skerry/build-time", 0o644, fmt.Appendf(nil, "%d\n", b.source.Time.Unix())),
 		tree.File("etc/skerry/version", 0o644, []byte(b.source.Version+"\n")),
 		tree.File("usr/share/skerry/images/pause.tar", 0o644, b.pause),
-		tree.Dir("usr/share/skerry/manifests", 0o755),
 	} {
 		e.From = "the builder"
 		if err := b.root.Add(e); err != nil {
