@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -95,7 +96,7 @@ func (b *Build) packKernel(ctx context.Context, p *plan.Progress) error {
 	if err != nil {
 		return err
 	}
-	b.packed, err = b.store.file("kernel", key(vmlinuz.sha256, b.compilers["go"]), func(file string) error {
+	b.packed, err = b.store.file("kernel", key(vmlinuz.sha256, runtime.Version()), func(file string) error {
 		var buf bytes.Buffer
 		w, err := gzip.NewWriterLevel(&buf, gzip.BestCompression)
 		if err != nil {

@@ -9,11 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/mod/modfile"
 
 	"skerry.internal/skerry/imagebuild/plan"
 )
@@ -139,7 +140,10 @@ func (b *Build) compileGroup(ctx context.Context, p *plan.Progress, bin string, 
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, imports...)...)
 	cmd.Dir = b.Project
-	cmd.Env = b.goEnv(group[0].CGO)
+	var err error
+	if cmd.Env, err = b.goEnv(group[0].CGO); err != nil {
+		return err
+	}
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	var stderr bytes.Buffer
@@ -169,28 +173,48 @@ func (b *Build) compileGroup(ctx context.Context, p *plan.Progress, bin string, 
 }
 
 // goEnv is the environment of the go command: everything that changes its
-// output is set here, the rest (proxy, cache) is the user's.
-func (b *Build) goEnv(cgo bool) []string {
+// output is set here, the rest (proxy, cache) is the user's. The compiler is the
+// one that go.mod names, whatever the machine has: another go gets it.
+func (b *Build) goEnv(cgo bool) ([]string, error) {
+	file := filepath.Join(b.Project, "go.mod")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read go's version: %w", err)
+	}
+	mod, err := modfile.ParseLax(file, text, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read go's version: %w", err)
+	}
+	if mod.Go == nil {
+		return nil, fmt.Errorf("read go's version from %q: it has no line that begins with go", file)
+	}
 	drop := []string{"GOFLAGS", "GOEXPERIMENT", "GOARM64", "GOARM", "CGO_CFLAGS", "CGO_CPPFLAGS", "CGO_LDFLAGS", "CC", "GOWORK", "GO111MODULE"}
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		k, _, _ := strings.Cut(kv, "=")
 		return slices.Contains(drop, k)
 	})
-	env = append(env, "GOOS=linux", "GOARCH="+b.board.Arch, "GOTOOLCHAIN=local", "GOWORK=off")
+	env = append(env, "GOOS=linux", "GOARCH="+b.board.Arch, "GOTOOLCHAIN=go"+mod.Go.Version, "GOWORK=off")
 	if !cgo {
-		return append(env, "CGO_ENABLED=0")
+		return append(env, "CGO_ENABLED=0"), nil
 	}
-	return append(env, "CGO_ENABLED=1", "CC="+machines[b.board.Arch].triplet+"-gcc")
+	return append(env, "CGO_ENABLED=1", "CC="+machines[b.board.Arch].triplet+"-gcc"), nil
 }
 
 // recordCompilers notes the versions that the same bytes depend on.
 func (b *Build) recordCompilers(ctx context.Context) error {
-	b.compilers["go"] = runtime.Version()
-	if out, err := exec.CommandContext(ctx, "go", "env", "GOVERSION").Output(); err == nil {
-		b.compilers["go"] = strings.TrimSpace(string(out))
+	cmd := exec.CommandContext(ctx, "go", "env", "GOVERSION")
+	cmd.Dir = b.Project
+	var err error
+	if cmd.Env, err = b.goEnv(false); err != nil {
+		return err
 	}
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("ask go for its version: %w", err)
+	}
+	b.compilers["go"] = strings.TrimSpace(string(out))
 	cc := machines[b.board.Arch].triplet + "-gcc"
-	out, err := exec.CommandContext(ctx, cc, "--version").Output()
+	out, err = exec.CommandContext(ctx, cc, "--version").Output()
 	if errors.Is(err, exec.ErrNotFound) && slices.Contains(b.Without, "skerryd") {
 		return nil
 	}
