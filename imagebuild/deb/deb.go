@@ -8,8 +8,8 @@
 // (sha256); ReadLock and Lock.Write keep the result. Archive.Fetch brings what
 // a lock names into the cache and returns a Set; when the archive has dropped
 // a locked file it resolves the whole list again, says so, and Set.Newer is
-// true: the caller then writes Set.Lock below build/. Set.Unpack walks through
-// what is in one package, Set.Path gives its .deb. LockAll is `make lock`.
+// true: the caller then writes Set.Lock below build/. Set.Path gives
+// a package's .deb, Unpack walks through it. LockAll is `make lock`.
 //
 // The address of the archive is not here: FindMirrors takes it from
 // SKERRY_DEBIAN_MIRROR or from the host's own apt sources.
@@ -280,7 +280,6 @@ type Set struct {
 	Newer bool
 
 	paths map[string]string
-	cache *fetch.Cache
 }
 
 // Path returns the path of the .deb that the list calls name.
@@ -304,7 +303,7 @@ func (a *Archive) Fetch(ctx context.Context, list *List, lock *Lock) (*Set, erro
 		return nil, err
 	}
 	if len(gone) == 0 {
-		return &Set{Lock: lock, paths: paths, cache: a.Cache}, nil
+		return &Set{Lock: lock, paths: paths}, nil
 	}
 	if a.Strict {
 		return nil, fmt.Errorf("the archive no longer has %s, and LOCKED=strict forbids newer ones: run make lock", strings.Join(gone, ", "))
@@ -322,7 +321,7 @@ func (a *Archive) Fetch(ctx context.Context, list *List, lock *Lock) (*Set, erro
 	if len(gone) > 0 {
 		return nil, fmt.Errorf("the archive's own index names %s, which it does not have: it is being updated; try again later or set %s to another mirror", strings.Join(gone, ", "), MirrorEnv)
 	}
-	return &Set{Lock: newer, Newer: true, paths: paths, cache: a.Cache}, nil
+	return &Set{Lock: newer, Newer: true, paths: paths}, nil
 }
 
 // fetchAll returns where each package's file is, and which ones the archive

@@ -3,7 +3,6 @@ package deb
 import (
 	"archive/tar"
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -52,49 +51,6 @@ func Unpack(name string) iter.Seq2[File, error] {
 			yield(File{}, fmt.Errorf("unpack %q: %w", name, err))
 		}
 	}
-}
-
-// slowSize is from where it pays to keep a package's files uncompressed. The
-// kernel's takes seconds to decompress each time, and 179 MB to keep.
-const slowSize = 8 << 20
-
-// Unpack is Unpack of the package that the list calls name, but quick from the
-// second time on.
-func (s *Set) Unpack(ctx context.Context, name string) iter.Seq2[File, error] {
-	p, err := s.Lock.Find(name)
-	if err != nil {
-		return func(yield func(File, error) bool) { yield(File{}, err) }
-	}
-	if p.Size < slowSize {
-		return Unpack(s.paths[p.Name])
-	}
-	return func(yield func(File, error) bool) {
-		more := true
-		if err := s.walkKept(ctx, p, func(f File) bool {
-			more = yield(f, nil)
-			return more
-		}); err != nil && more {
-			yield(File{}, fmt.Errorf("unpack %s: %w", p.Name, err))
-		}
-	}
-}
-
-func (s *Set) walkKept(ctx context.Context, p Package, use func(File) bool) error {
-	tarFile, err := s.cache.Derive(ctx, p.Name+" "+p.Version+", unpacked", p.SHA256, func(w io.Writer) error {
-		return openData(s.paths[p.Name], func(plain io.Reader) error {
-			_, err := io.Copy(w, plain)
-			return err
-		})
-	})
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(tarFile)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return walk(f, use)
 }
 
 // openData finds a package's tar archive and hands it over, uncompressed.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -204,57 +203,5 @@ func TestUnpackTo(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(outside); len(left) > 0 {
 		t.Errorf("%s holds %v", outside, left)
-	}
-}
-
-// TestSetUnpack walks through a package that is so large that it is kept
-// uncompressed, and through a small one.
-func TestSetUnpack(t *testing.T) {
-	large := make([]byte, 9<<20)
-	rand.NewChaCha8([32]byte{}).Read(large)
-	w := newWorld(t)
-	all := packages()
-	all[1].Compress = "gz"
-	all[1].Content["./usr/share/linux-image-6.12.1-arm64"] = string(large)
-	w.Publish(t, "trixie", "arm64", all...)
-	set, err := w.archive.Fetch(t.Context(), w.list, w.resolve(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	unpack := func(name string) (files int, size int64) {
-		for f, err := range set.Unpack(t.Context(), name) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			n, err := io.Copy(io.Discard, f.Content)
-			if err != nil {
-				t.Fatal(err)
-			}
-			files, size = files+1, size+n
-		}
-		return files, size
-	}
-	for range 2 {
-		if files, size := unpack("linux-image-arm64"); files != 1 || size != int64(len(large)) {
-			t.Errorf("the large package holds %d files of %d bytes, want 1 of %d", files, size, len(large))
-		}
-	}
-	if files, size := unpack("tool"); files != 1 || size != int64(len("tool1:1.10-1")) {
-		t.Errorf("the small package holds %d files of %d bytes", files, size)
-	}
-	kept, err := filepath.Glob(filepath.Join(w.archive.Cache.Dir, "derived", "*"))
-	if err != nil || len(kept) != 1 {
-		t.Fatalf("kept uncompressed: %q, %v, want one", kept, err)
-	}
-	if err := os.Truncate(kept[0], 5<<20); err != nil {
-		t.Fatal(err)
-	}
-	if _, size := unpack("linux-image-arm64"); size != int64(len(large)) || len(w.notices) != 1 {
-		t.Errorf("after damage: %d bytes, notices %q, want %d and one notice", size, w.notices, len(large))
-	}
-	for _, err := range set.Unpack(t.Context(), "nano") {
-		if err == nil || !strings.Contains(err.Error(), `"nano"`) {
-			t.Errorf("unpacking nano = %v, want an error that names it", err)
-		}
 	}
 }

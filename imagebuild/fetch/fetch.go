@@ -200,62 +200,6 @@ func (c *Cache) Text(ctx context.Context, name, url string, limit int64) ([]byte
 	return text, nil
 }
 
-// Derive returns the path of a file that holds what create writes, for work
-// whose result depends on nothing but key, such as unpacking the file of that
-// sha256. The result is kept and checked each time, as a download is.
-func (c *Cache) Derive(ctx context.Context, name string, key SHA256, create func(io.Writer) error) (string, error) {
-	prefix := filepath.Join(c.Dir, "derived", key.String()+".") // the content's sha256 follows
-	kept, err := filepath.Glob(prefix + "*")
-	if err != nil {
-		return "", err
-	}
-	for _, path := range kept {
-		st, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // another process threw it away
-		}
-		if err != nil {
-			return "", fmt.Errorf("read cached %s: %w", name, err)
-		}
-		sum, err := ParseSHA256(path[len(prefix):])
-		if err == nil {
-			err = check(ctx, path, Item{Name: name, SHA256: sum, Size: st.Size()})
-		}
-		if err == nil {
-			return path, nil
-		}
-		if ctx.Err() != nil {
-			return "", context.Cause(ctx)
-		}
-		c.notice("cached %s is damaged: making it again", name)
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("throw away damaged %s: %w", name, err)
-		}
-	}
-	return c.derive(ctx, name, prefix, create)
-}
-
-func (c *Cache) derive(ctx context.Context, name, prefix string, create func(io.Writer) error) (path string, err error) {
-	item := Item{Name: name}
-	f, err := c.create(c.temp())
-	if err != nil {
-		return "", c.diskError(item, err)
-	}
-	defer cleanUp(f, &err)
-	h := sha256.New()
-	disk := &diskWriter{ctx: ctx, f: f}
-	err = create(io.MultiWriter(disk, h))
-	item.Size = disk.n
-	if disk.err != nil {
-		return "", c.diskError(item, disk.err)
-	}
-	if err != nil {
-		return "", err
-	}
-	path = prefix + SHA256(h.Sum(nil)).String()
-	return path, c.keep(f, item, path)
-}
-
 // check returns nil when path holds item, fs.ErrNotExist when it isn't there
 // and a MismatchError when it holds something else.
 func check(ctx context.Context, path string, item Item) error {

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -370,66 +369,4 @@ func TestParseSHA256(t *testing.T) {
 			t.Errorf("ParseSHA256(%q) gave no error", bad)
 		}
 	}
-}
-
-func TestDerive(t *testing.T) {
-	c := newCache(t)
-	made := 0
-	derive := func() (string, error) {
-		return c.Derive(t.Context(), "unpacked thing", SHA256{1}, func(w io.Writer) error {
-			made++
-			_, err := io.WriteString(w, "content")
-			return err
-		})
-	}
-	want := func(times int) string {
-		t.Helper()
-		path, err := derive()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text, err := os.ReadFile(path); string(text) != "content" || made != times {
-			t.Errorf("Derive gave %q, %v, made %d times, want content made %d times", text, err, made, times)
-		}
-		return path
-	}
-	want(1)
-	path := want(1)
-	if err := os.Truncate(path, 3); err != nil {
-		t.Fatal(err)
-	}
-	want(2)
-	if len(c.notices) != 1 || !strings.Contains(c.notices[0], "unpacked thing is damaged") {
-		t.Errorf("notices %q, want one about damage", c.notices)
-	}
-	if err := os.Rename(path, path+"x"); err != nil { // a name that says nothing
-		t.Fatal(err)
-	}
-	want(3)
-	if n := len(c.files(t)); n != 1 {
-		t.Errorf("the cache holds %d files, want 1", n)
-	}
-
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	_, err := c.Derive(t.Context(), "x", SHA256{1}, func(w io.Writer) error {
-		io.WriteString(w, "half")
-		return errors.New("source is broken")
-	})
-	c.refuses(t, err, "source is broken")
-	c.create = func(dir string) (file, error) {
-		f, err := os.CreateTemp(dir, "download.*")
-		return &fullDisk{f, 4}, err
-	}
-	_, err = derive()
-	c.refuses(t, err, "unpacked thing", "no space left", "make room", Env)
-	c.create = createTemp
-	ctx, cancel := context.WithCancel(t.Context())
-	_, err = c.Derive(ctx, "x", SHA256{1}, func(w io.Writer) error {
-		cancel()
-		_, err := io.WriteString(w, "x")
-		return err
-	})
-	c.refuses(t, err, "context canceled")
 }

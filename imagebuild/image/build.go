@@ -249,7 +249,7 @@ func (b *Build) unpackPackages(ctx context.Context, p *plan.Progress) error {
 		if err != nil {
 			return err
 		}
-		dir, err := b.unpacks.dirOnce("package-"+pkg.SHA256.String(), func(dir string) error { return deb.UnpackTo(dir, file) })
+		dir, err := b.unpacks.folder("package-"+name, pkg.SHA256.String(), func(dir string) error { return deb.UnpackTo(dir, file) })
 		if err != nil {
 			return err
 		}

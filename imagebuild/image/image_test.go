@@ -545,6 +545,53 @@ func TestStore(t *testing.T) {
 	}
 }
 
+func TestStoreDir(t *testing.T) {
+	var notices []string
+	s := store{dir: t.TempDir(), notice: func(n string) { notices = append(notices, n) }}
+	var filled int
+	get := func() string {
+		t.Helper()
+		dir, err := s.folder("package", "a", func(dir string) error {
+			filled++
+			return errors.Join(os.MkdirAll(filepath.Join(dir, "usr/bin"), 0o755), os.WriteFile(filepath.Join(dir, "usr/bin/x"), []byte("content"), 0o644),
+				os.WriteFile(filepath.Join(dir, "usr/empty"), nil, 0o644), os.Symlink("x", filepath.Join(dir, "usr/bin/link")))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, "usr/bin/link")); string(b) != "content" {
+			t.Fatalf("the folder holds %q, %v; want what was filled in", b, err)
+		}
+		return dir
+	}
+	if dir := get(); get() != dir || filled != 1 || len(notices) != 0 {
+		t.Errorf("filled %d times, notices %q; want it filled once", filled, notices)
+	}
+	// What a crash of the host leaves: any of these.
+	want := 1
+	for name, damage := range map[string]func(dir string) error{
+		"a file is cut":   func(dir string) error { return os.Truncate(filepath.Join(dir, "usr/bin/x"), 3) },
+		"a file is zeros": func(dir string) error { return os.WriteFile(filepath.Join(dir, "usr/bin/x"), make([]byte, 7), 0o644) },
+		"a file is gone":  func(dir string) error { return os.Remove(filepath.Join(dir, "usr/empty")) },
+		"a link is another": func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, "usr/bin/link")), os.Symlink("../empty", filepath.Join(dir, "usr/bin/link")))
+		},
+		"the folder is gone": os.RemoveAll,
+		"the sum is cut":     func(dir string) error { return os.Truncate(filepath.Join(filepath.Dir(dir), "sha256"), 0) },
+	} {
+		if err := damage(get()); err != nil {
+			t.Fatal(err)
+		}
+		want++
+		if get(); filled != want || len(notices) != want-1 {
+			t.Errorf("%s: filled %d times, notices %q; want it filled anew, and said", name, filled, notices)
+		}
+	}
+	if hidden, _ := filepath.Glob(filepath.Join(s.dir, ".*")); len(hidden) > 0 {
+		t.Errorf("folder() leaves %q behind", hidden)
+	}
+}
+
 func TestInterrupted(t *testing.T) {
 	s := built(t)
 	o := s.build.Options

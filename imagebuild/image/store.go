@@ -73,12 +73,12 @@ func (s store) file(kind, key string, make func(path string) error) (made, error
 	return m, s.prune(kind)
 }
 
-// dirOnce returns the folder of this name; where there is none, fill fills it.
-func (s store) dirOnce(name string, fill func(dir string) error) (string, error) {
-	path := filepath.Join(s.dir, name)
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
+// folder is file for a result of many files: fill writes them below the folder
+// that it is given.
+func (s store) folder(kind, key string, fill func(dir string) error) (string, error) {
+	// Files and sum are in one folder, so that one rename brings both.
+	const files, sumFile = "files", "sha256"
+	path := filepath.Join(s.dir, kind+"-files-"+key)
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return "", err
 	}
@@ -87,17 +87,64 @@ func (s store) dirOnce(name string, fill func(dir string) error) (string, error)
 		return "", err
 	}
 	defer os.RemoveAll(temp)
-	fresh := filepath.Join(temp, "dir")
-	if err := os.Mkdir(fresh, 0o755); err != nil {
+	if _, err := os.Stat(path); err == nil {
+		want, err := os.ReadFile(filepath.Join(path, sumFile))
+		if err == nil {
+			var got string
+			if got, err = sumFolder(filepath.Join(path, files)); err == nil && got == string(want) {
+				return filepath.Join(path, files), nil
+			}
+		}
+		s.notice(fmt.Sprintf("kept %s is damaged, it is made again", kind))
+		if err := os.Rename(path, filepath.Join(temp, "damaged")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+	}
+	fresh := filepath.Join(temp, "fresh")
+	if err := os.MkdirAll(filepath.Join(fresh, files), 0o755); err != nil {
 		return "", err
 	}
-	if err := fill(fresh); err != nil {
+	if err := fill(filepath.Join(fresh, files)); err != nil {
 		return "", err
 	}
+	sum, err := sumFolder(filepath.Join(fresh, files))
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(fresh, sumFile), []byte(sum), 0o644); err != nil {
+		return "", err
+	}
+	// Where it is there now, another process was faster.
 	if err := os.Rename(fresh, path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
-	return path, nil
+	return filepath.Join(path, files), nil
+}
+
+// sumFolder is a digest of all names, modes, links and contents below dir.
+func sumFolder(dir string) (string, error) {
+	sum := sha256.New()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		var content string
+		switch {
+		case info.Mode().IsRegular():
+			var m made
+			m, err = describe(path)
+			content = m.sha256
+		case info.Mode()&fs.ModeSymlink != 0:
+			content, err = os.Readlink(path)
+		}
+		fmt.Fprintf(sum, "%q %v %q\n", path[len(dir):], info.Mode(), content)
+		return err
+	})
+	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
 // prune removes the least recently used results of a kind.
