@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"skerry.internal/skerry/agent/clock"
+	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/agent/provision"
 )
 
@@ -183,6 +184,45 @@ func TestRestoreClock(t *testing.T) {
 	}
 	if !raised.Equal(saved) || !s.floor.Equal(created) {
 		t.Errorf("restoreClock() raised to %v, floor %v; want %v and %v", raised, s.floor, saved, created)
+	}
+}
+
+func TestConfigure(t *testing.T) {
+	dir := t.TempDir()
+	saved := filepath.Join(dir, "saved.yaml")
+	broken := errors.New("broken")
+	const a = "hostname: a\n"
+	for _, tt := range []struct { // each after the one before, like boots
+		name     string
+		data     string
+		fault    error
+		hostname string
+		console  string
+	}{
+		{"unreadable at first boot", "", broken, "", "there is no copy of its skerry.yaml; using defaults"},
+		{"read", a, nil, "a", ""},
+		{"unreadable", "", broken, "a", "using the copy of its skerry.yaml from an earlier boot"},
+		{"changed", "hostname: b\n", nil, "b", ""},
+		{"unreadable after a change", "", broken, "b", "using the copy"},
+		{"removed", "", nil, "", ""},
+		{"unreadable after removal", "", broken, "", "using the copy"},
+	} {
+		s, console := system(t)
+		err := s.configure([]byte(tt.data), tt.fault, saved, dir)
+		if !errors.Is(err, tt.fault) || tt.fault == nil && err != nil || s.config.Hostname != tt.hostname {
+			t.Errorf("%s: configure() = %v, hostname %q; want %v, %q", tt.name, err, s.config.Hostname, tt.fault, tt.hostname)
+		}
+		if got := console(); !strings.Contains(got, tt.console) || tt.console == "" && got != "" {
+			t.Errorf("%s: console = %q; want %q", tt.name, got, tt.console)
+		}
+		used, err := os.ReadFile(filepath.Join(dir, config.FileName))
+		if err != nil || strings.Contains(string(used), "hostname") != (tt.hostname != "") {
+			t.Errorf("%s: skerryd reads %q, %v", tt.name, used, err)
+		}
+	}
+	s, _ := system(t) // a copy that cannot be kept
+	if err := s.configure([]byte(a), nil, filepath.Join(dir, "none", "x"), dir); err == nil || s.config.Hostname != "a" {
+		t.Errorf("configure() without a place for the copy = %v, hostname %q; want an error and the file in use", err, s.config.Hostname)
 	}
 }
 

@@ -106,6 +106,7 @@ const (
 	buildTime   = "/etc/skerry/build-time"
 	clockFile   = initDir + "/clock"
 	seedFile    = initDir + "/random-seed"
+	savedConfig = initDir + "/" + config.FileName // FIRMWARE's, as it was read last
 )
 
 var rootMounts = []mount.Entry{
@@ -330,25 +331,24 @@ func validMachineID(s string) bool {
 // configuration is copied, the provisioning bundle is taken away. FIRMWARE is
 // mounted only meanwhile, and writable only when there is a bundle.
 func readFirmware(s *System) (err error) {
-	dev, err := s.disk.partition("/dev", boards.PartFirmware)
-	if err != nil {
-		return err
+	fat := mount.Mount{Target: firmwareDir, Type: "vfat", Flags: unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "umask=0077"}
+	if fat.Source, err = s.disk.partition("/dev", boards.PartFirmware); err == nil {
+		if err = fat.Apply(); err != nil {
+			err = fmt.Errorf("%v: %w", fat, err)
+		}
 	}
-	fat := mount.Mount{Source: dev, Target: firmwareDir, Type: "vfat", Flags: unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "umask=0077"}
-	if err := fat.Apply(); err != nil {
-		return fmt.Errorf("%v: %w", fat, err)
+	if err != nil {
+		return s.configure(nil, err, savedConfig, runDir)
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(firmwareDir, 0)) }()
 	data, err := os.ReadFile(filepath.Join(firmwareDir, config.FileName))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read configuration: %w", err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil // all defaults
+	case err != nil:
+		err = fmt.Errorf("read configuration: %w", err)
 	}
-	var mistakes []config.Mistake
-	s.config, mistakes = config.Parse(data)
-	for _, m := range mistakes {
-		s.Console.Errorf("%v", m)
-	}
-	if err := os.WriteFile(filepath.Join(runDir, config.FileName), data, 0o644); err != nil {
+	if err := s.configure(data, err, savedConfig, runDir); err != nil {
 		return err
 	}
 	if _, err := os.Lstat(filepath.Join(firmwareDir, provision.FileName)); err != nil {
@@ -362,6 +362,28 @@ func readFirmware(s *System) (err error) {
 		s.Console.Printf("provisioning bundle taken from FIRMWARE")
 	}
 	return err
+}
+
+// configure puts the text of skerry.yaml to use, and into dir for skerryd. A
+// FIRMWARE that cannot be read (fault says why) must not make another node of
+// this one: then the copy of what was read last counts, at saved.
+func (s *System) configure(data []byte, fault error, saved, dir string) error {
+	var err error
+	if fault == nil {
+		if err = atomicfile.WriteFile(saved, data, 0o600); err != nil {
+			err = fmt.Errorf("keep copy of configuration: %w", err)
+		}
+	} else if data, err = os.ReadFile(saved); err == nil {
+		s.Console.Printf("FIRMWARE cannot be read; using the copy of its %s from an earlier boot", config.FileName)
+	} else {
+		s.Console.Printf("FIRMWARE cannot be read, and there is no copy of its %s; using defaults", config.FileName)
+	}
+	var mistakes []config.Mistake
+	s.config, mistakes = config.Parse(data)
+	for _, m := range mistakes {
+		s.Console.Errorf("%v", m)
+	}
+	return errors.Join(fault, err, os.WriteFile(filepath.Join(dir, config.FileName), data, 0o644))
 }
 
 // setHostname names the node: what skerry.yaml says, or a name made from the
