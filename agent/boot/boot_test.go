@@ -11,8 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"skerry.internal/skerry/agent/clock"
 	"skerry.internal/skerry/agent/config"
+	"skerry.internal/skerry/agent/modules"
 	"skerry.internal/skerry/agent/provision"
 )
 
@@ -184,6 +187,50 @@ func TestRestoreClock(t *testing.T) {
 	}
 	if !raised.Equal(saved) || !s.floor.Equal(created) {
 		t.Errorf("restoreClock() raised to %v, floor %v; want %v and %v", raised, s.floor, saved, created)
+	}
+}
+
+// source is a list of device events; nil stands for lost ones.
+type source []modules.Event
+
+func (s *source) Next(time.Duration) (modules.Event, error) {
+	if len(*s) == 0 {
+		return nil, errors.New("no more events")
+	}
+	e := (*s)[0]
+	*s = (*s)[1:]
+	if e == nil {
+		return nil, modules.ErrOverrun
+	}
+	return e, nil
+}
+
+// After lost events the devices in /sys are looked at: the one here names a
+// module whose file is missing, which shows that it was found.
+func TestHotplugOverrun(t *testing.T) {
+	root := t.TempDir()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"modules.dep": "missing.ko:\n", "modules.alias": "alias usb:v1* missing\n", "sys/devices/new/modalias": "usb:v1p2\n",
+	} {
+		if !strings.HasPrefix(name, "sys/") {
+			name = filepath.Join("lib/modules", unix.ByteSliceToString(u.Release[:]), name)
+		}
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, console := system(t)
+	// The lost one twice: what was tried is not tried again. Then its event.
+	s.hotplug(&source{nil, nil, {"ACTION": "add", "MODALIAS": "usb:v1p2"}}, root, filepath.Join(root, "sys"), map[string]bool{})
+	if got := console(); strings.Count(got, "missing.ko") != 1 || !strings.Contains(got, "no more events") {
+		t.Errorf("console = %q; want the module tried once", got)
 	}
 }
 

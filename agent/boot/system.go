@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -181,16 +182,30 @@ func loadModules(s *System) error {
 		err = nil // the image's builder has nothing to add
 	}
 	err = errors.Join(err, tree.LoadAll(slices.Concat(needed, list)), tree.Coldplug("/sys"))
-	go s.hotplug(events, tree.Seen()) // the tree itself is a megabyte: let it go
+	go s.hotplug(events, "/", "/sys", tree.Seen()) // the tree itself is a megabyte: let it go
 	return err
 }
 
-// hotplug loads modules for new devices through a modprobe of its own.
-func (s *System) hotplug(events *modules.Uevents, seen map[string]bool) {
+// hotplug loads modules for new devices through a modprobe of its own. When
+// events were lost, it looks at all devices again.
+func (s *System) hotplug(events interface {
+	Next(time.Duration) (modules.Event, error)
+}, root, sys string, seen map[string]bool) {
 	defer s.guard()
 	for {
 		e, err := events.Next(-1)
 		alias := e["MODALIAS"]
+		if errors.Is(err, modules.ErrOverrun) {
+			tree, err := modules.Open(root)
+			if err == nil {
+				maps.Copy(tree.Seen(), seen)
+				err = tree.Coldplug(sys)
+				seen = tree.Seen()
+			}
+			if err != nil {
+				s.Console.Errorf("look at devices again: %v", err)
+			}
+		}
 		if err != nil && !errors.Is(err, modules.ErrOverrun) {
 			s.Console.Errorf("%v", err)
 			return
