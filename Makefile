@@ -48,7 +48,7 @@ run: image build/kubectl ## BOARD=rpi4: boots that image in QEMU until its node 
 	cp build/qemu/run/kubeconfig build/run/kubeconfig
 	build/kubectl --kubeconfig build/run/kubeconfig get nodes
 	echo "now type: export KUBECONFIG=$(CURDIR)/build/run/kubeconfig PATH=$(CURDIR)/build:\$$PATH"
-	echo "          kubectl create deployment hello --image=IMAGE; make stop ends the machine"
+	echo "          kubectl get pods -A      (make stop ends the machine)"
 
 .PHONY: stop
 stop: build/skerry ## ends what make run started
