@@ -18,9 +18,10 @@ type Config struct {
 	PodCIDR    string // of the cluster
 }
 
-// Run runs kube-proxy. It never returns after ctx ends (upstream's Run waits
-// for its informers for ever), only when it fails. ready is called when it has
-// been started: it reports nothing of its own that could be awaited.
+// Run runs kube-proxy until ctx ends or it fails. Upstream's own Run does not
+// return when ctx ends; it is left behind, in a process that is about to end.
+// ready is called when it has been started: it reports nothing of its own that
+// could be awaited.
 func Run(ctx context.Context, c Config, ready func()) error {
 	o := app.NewOptions()
 	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
@@ -41,6 +42,13 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err := o.Validate(); err != nil {
 		return fmt.Errorf("validate options: %w", err)
 	}
+	failed := make(chan error, 1)
+	go func() { failed <- o.Run(ctx) }()
 	ready()
-	return o.Run(ctx)
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
 }

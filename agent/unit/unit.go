@@ -21,8 +21,7 @@ type Unit struct {
 	Run func(ctx context.Context, ready func()) error
 }
 
-// stopTimeout bounds the wait for one unit's Run after its context has ended:
-// kube-proxy's never returns.
+// stopTimeout bounds the wait for one unit's Run after its context has ended.
 const stopTimeout = 10 * time.Second
 
 // Run starts units in order and calls allReady after the last is ready. It

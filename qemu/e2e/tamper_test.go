@@ -207,7 +207,7 @@ func TestTamper(t *testing.T) {
 		{"root block that is read at boot", []int{program}, 0x10, []string{block(program), `skerry: error: slot a: root file system refused: .*input/output error`, `the boot has stopped at "check init"`},
 			[]string{"check init done", "containerd"}},
 		// The only reader is skerryd, after the control plane has come up.
-		{"root block that is read later", []int{archive}, 0x10, []string{`unit containerd ready`, `skerry: registries ready`, block(archive), `unit skerryd \| skerryd: .*"/usr/share/skerry/images/pause\.tar": .*input/output error`},
+		{"root block that is read later", []int{archive}, 0x10, []string{`unit containerd ready`, `skerry: registries ready`, block(archive), `skerry: error: import images: .*"/usr/share/skerry/images/pause\.tar": .*input/output error`},
 			[]string{"images ready", "refused"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -135,7 +135,7 @@ func (n *node) units() []unit.Unit {
 	units = append(units, controlPlane...)
 	return append(units,
 		once("registries", func(context.Context) error { return kubelet.WriteRegistries(n.path("registries"), n.config.Registries) }),
-		unit.Unit{Name: "images", Run: outside(n.supervisor, once("images", retry("import images", func(ctx context.Context) error {
+		unit.Unit{Name: "images", Run: outside(n.supervisor, once("images", retry(n.supervisor, "import images", func(ctx context.Context) error {
 			return addons.ImportImages(ctx, containerdSocket, imagesDir)
 		})).Run)},
 		unit.Unit{Name: "kubelet", Run: func(ctx context.Context, ready func()) (err error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"skerry.internal/skerry/agent/notify"
@@ -23,15 +24,18 @@ func once(name string, work func(context.Context) error) unit.Unit {
 }
 
 // retry makes work that failed be done again, after pauses that grow to a
-// minute: the API must stay up while containerd or a card is in trouble.
-func retry(what string, work func(context.Context) error) func(context.Context) error {
+// minute: the API must stay up while containerd or a card is in trouble. What is
+// wrong is said to the supervisor too, who shows it on the console.
+func retry(supervisor notify.Sender, what string, work func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		for pause := time.Second; ; pause = min(2*pause, time.Minute) {
 			err := work(ctx)
 			if err == nil || ctx.Err() != nil {
 				return err
 			}
-			fmt.Fprintf(os.Stderr, "skerryd: %s: %v; again in %s\n", what, err, pause)
+			said := fmt.Sprintf("%s: %v; again in %s", what, err, pause)
+			fmt.Fprintln(os.Stderr, "skerryd: "+said)
+			supervisor.Send("STATUS=error: " + strings.ReplaceAll(said, "\n", " "))
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
