@@ -286,15 +286,25 @@ func (n *node) testKill(unit, signal string) {
 	if after := n.containers(); after != before {
 		n.t.Errorf("containers after %s of %s:\n%swant\n%s", signal, unit, after, before)
 	}
-	// exec works again: kubelet's connection to containerd comes back within its
-	// back-off, which tells nobody.
-	deadline := time.Now().Add(time.Minute)
+	// kubelet's connection to containerd comes back within its back-off, which
+	// tells nobody.
+	n.eventually("exec works again", func() error { _, err := n.on("true"); return err })
+}
+
+// eventually tries something until it works, for at most three minutes; for what
+// gives no event that could be awaited.
+func (n *node) eventually(what string, try func() error) {
+	n.t.Helper()
+	deadline := time.Now().Add(3 * time.Minute)
 	for {
-		if _, err := n.on("true"); err == nil {
-			break
-		} else if time.Now().After(deadline) {
-			n.t.Fatalf("exec still fails a minute after %s of %s: %v", signal, unit, err)
+		err := try()
+		if err == nil {
+			return
 		}
+		if time.Now().After(deadline) {
+			n.t.Fatalf("%s: not within three minutes: %v\n%s", what, err, n.state())
+		}
+		<-time.After(500 * time.Millisecond)
 	}
 }
 
@@ -314,10 +324,16 @@ func (n *node) everythingRuns() {
 	n.k("rollout", "status", "daemonset/ticker", "--timeout=300s")
 	n.k("wait", "--for=condition=Ready", "pod/ops", "--timeout=180s")
 	n.want(`dory`, "get", "boats", "-o", "name")
-	// From the node's own network, by a name of the cluster.
-	if out, err := n.on("busybox wget -T 10 -qO- http://web.default.svc.cluster.local/both"); err != nil || out != "greengranite" {
-		n.t.Errorf("the service after a boot: %v, %q", err, out)
-	}
+	// From the node's own network, by a name of the cluster. What kubectl says of
+	// the pods may be from before the boot until kubelet has looked at each, so
+	// the service itself is asked until it answers.
+	n.eventually("the service answers after a boot", func() error {
+		out, err := n.on("busybox wget -T 10 -qO- http://web.default.svc.cluster.local/both")
+		if err == nil && out != "greengranite" {
+			n.t.Fatalf("the service after a boot says %q; want greengranite", out)
+		}
+		return err
+	})
 }
 
 // testPowerCuts cuts the power at random moments while objects are created, and
