@@ -69,7 +69,7 @@ leads to the node's API. Without --detach the machine ends with this command.`,
 	f.StringVar(&o.config, "config", "", "skerry.yaml to put on FIRMWARE")
 	f.StringVar(&o.cluster, "cluster", "", "the cluster whose bundle to put on FIRMWARE, as skerry cluster create made it")
 	f.IntVar(&o.memory, "memory", 0, "memory in MiB (default: the machine's)")
-	f.IntVar(&o.disk, "disk", 8, "size of the card in GiB")
+	f.IntVar(&o.disk, "disk", 0, "size of the card in GiB (default 8; 1 where QEMU plays an SD card, which is slow to format)")
 	f.IntVar(&o.smp, "smp", 0, "processors (default: the machine's)")
 	f.BoolVar(&o.detach, "detach", false, "leave the machine running")
 	f.BoolVar(&o.watchdog, "watchdog", false, "plug in a hardware watchdog")
@@ -217,6 +217,11 @@ func qemuUp(ctx context.Context, o upOptions) error {
 	}
 	if err := verifyImage(ctx, o.image); err != nil {
 		return err
+	}
+	if o.disk == 0 {
+		if o.disk = 8; m.Disk == "sd" {
+			o.disk = 1
+		}
 	}
 	imageFile, err := filepath.Abs(o.image)
 	if err != nil {
