@@ -82,6 +82,9 @@ func TestUnpack(t *testing.T) {
 func TestUnpackAgainstDpkg(t *testing.T) {
 	dpkg, err := exec.LookPath("dpkg-deb")
 	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("no dpkg-deb on this machine")
+		}
 		t.Skip("no dpkg-deb on this machine")
 	}
 	name := writeDeb(t, sample())

@@ -24,6 +24,9 @@ func libc(t *testing.T, triplet, loader string) debtest.Package {
 	add := func(host, name string) {
 		text, err := os.ReadFile(host)
 		if err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatalf("this host's C library is not where Debian has it: %v", err)
+			}
 			t.Skipf("this host's C library is not where Debian has it: %v", err)
 		}
 		p.Files = append(p.Files, tar.Header{Name: name, Mode: 0o755})
