@@ -43,7 +43,11 @@ type Options struct {
 	Notice  func(string)
 
 	standIns map[string]string // programs that a test does not compile: name → file
+	limits   limits            // smaller ones than plan's, for tests
 }
+
+// limits in bytes; 0 is plan's.
+type limits struct{ program, root, compressed int64 }
 
 // Build is one build on its way. Its fields are filled by the steps, in the
 // order of Plan.

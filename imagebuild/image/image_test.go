@@ -505,6 +505,32 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A build that outgrows a limit fails, says what is large, and publishes nothing.
+func TestOutgrown(t *testing.T) {
+	s := built(t)
+	for _, tt := range []struct {
+		limits limits
+		want   string
+	}{
+		{limits{program: 1 << 20}, "program init is too large by "},
+		{limits{root: 1 << 20}, "the root file system with its verity tree is too large by "},
+		{limits{compressed: 1 << 20}, "the compressed image is too large by "},
+	} {
+		o := s.build.Options
+		o.Out, o.limits = t.TempDir(), tt.limits
+		b, err := New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := run(t.Context(), b); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("build with limits %+v = %v; want %q", tt.limits, err, tt.want)
+		}
+		if left, err := filepath.Glob(filepath.Join(o.Out, "*")); err != nil || len(left) > 0 {
+			t.Errorf("build with limits %+v leaves %q, %v", tt.limits, left, err)
+		}
+	}
+}
+
 func TestStore(t *testing.T) {
 	var notices []string
 	s := store{dir: t.TempDir(), notice: func(n string) { notices = append(notices, n) }}

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -65,8 +66,8 @@ func (b *Build) compressImage(ctx context.Context, p *plan.Progress) error {
 	if err != nil {
 		return err
 	}
-	if got := b.packedImage.size; got > plan.MaxCompressed {
-		return tooLarge("the compressed image", got, plan.MaxCompressed, b.root.Largest(5))
+	if got, limit := b.packedImage.size, cmp.Or(b.limits.compressed, plan.MaxCompressed); got > limit {
+		return tooLarge("the compressed image", got, limit, b.root.Largest(5))
 	}
 	p.Note("%s", size(b.packedImage.size))
 	return nil

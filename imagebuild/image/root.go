@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -219,8 +220,8 @@ func (b *Build) makeVerity(ctx context.Context, p *plan.Progress) error {
 	if err != nil {
 		return err
 	}
-	if got := b.rootFS.size + info.Size(); got > plan.MaxRoot {
-		return tooLarge("the root file system with its verity tree", got, plan.MaxRoot, b.root.Largest(5))
+	if got, limit := b.rootFS.size+info.Size(), cmp.Or(b.limits.root, plan.MaxRoot); got > limit {
+		return tooLarge("the root file system with its verity tree", got, limit, b.root.Largest(5))
 	}
 	p.Note("root hash %s…", b.rootHash[:16])
 	return nil

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"debug/elf"
 	"errors"
@@ -163,8 +164,8 @@ func (b *Build) compileGroup(ctx context.Context, p *plan.Progress, bin string, 
 		if err != nil {
 			return fmt.Errorf("compile %s: %w", prog.Name, err)
 		}
-		if prog.Limit > 0 && info.Size() > prog.Limit {
-			return fmt.Errorf("program %s is too large by %s: got %s, want at most %s", prog.Name, size(info.Size()-prog.Limit), size(info.Size()), size(prog.Limit))
+		if limit := cmp.Or(b.limits.program, prog.Limit); prog.Limit > 0 && info.Size() > limit {
+			return fmt.Errorf("program %s is too large by %s: got %s, want at most %s", prog.Name, size(info.Size()-limit), size(info.Size()), size(limit))
 		}
 		b.programs[prog.Name] = file
 	}
