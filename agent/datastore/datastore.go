@@ -34,8 +34,10 @@ import (
 
 // Volatile lists the resources, in the form of kube-apiserver's
 // --etcd-servers-overrides, that are kept in memory only: measured, they are
-// nearly all of what an idle cluster writes to its disk.
-var Volatile = []string{"coordination.k8s.io/leases", "/events", "events.k8s.io/events"}
+// nearly all of what an idle cluster writes to its disk. The last is no resource
+// of the API: under that name each API server tells the others where it can be
+// reached, anew every ten seconds.
+var Volatile = []string{"coordination.k8s.io/leases", "/events", "events.k8s.io/events", "/apiServerPeerIPInfo"}
 
 // Emulated is the etcd version that kine claims; the API server asks for it
 // before it uses progress notification.

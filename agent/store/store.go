@@ -21,10 +21,16 @@ import (
 // synchronous=FULL makes a commit wait until the write-ahead log has been
 // flushed: with NORMAL, which kine has by itself, a power cut may take back
 // transactions that were already acknowledged (https://sqlite.org/pragma.html#pragma_synchronous).
+//
+// The VFS unix-excl keeps the index of the write-ahead log on the heap; it would
+// otherwise be a mapped file, written back to flash after each commit for nothing, since it
+// is made anew at each start (https://sqlite.org/vfs.html). The price is that one
+// process alone can have the database open, with as many connections as it likes.
+//
 // Callers may append further parameters with "&".
 func DSN(path string) string {
 	u := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}
-	return u.String() + "?_journal_mode=WAL&_synchronous=FULL&_busy_timeout=30000&_txlock=immediate&_stmt_cache_size=20"
+	return u.String() + "?vfs=unix-excl&_journal_mode=WAL&_synchronous=FULL&_busy_timeout=30000&_txlock=immediate&_stmt_cache_size=20"
 }
 
 // Prepare makes the directory of the database at path (mode 0700) and refuses

@@ -2,6 +2,8 @@ package store
 
 import (
 	"database/sql"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -33,6 +35,24 @@ func TestDSNIsDurable(t *testing.T) {
 	}
 	if _, err := os.Stat(path); err != nil {
 		t.Errorf("database is not where it was asked for: %v", err)
+	}
+	// The index of the log costs no write: it is on the heap, for all connections.
+	var conns [3]*sql.Conn
+	for i := range conns {
+		if conns[i], err = db.Conn(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer conns[i].Close()
+		if _, err := conns[i].ExecContext(t.Context(), "INSERT INTO t VALUES (?)", i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var rows int
+	if err := conns[0].QueryRowContext(t.Context(), "SELECT count(*) FROM t").Scan(&rows); err != nil || rows != len(conns) {
+		t.Errorf("one connection sees %d rows, %v; want those of all %d", rows, err, len(conns))
+	}
+	if _, err := os.Stat(path + "-shm"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the log's index is a file: %v", err)
 	}
 }
 
