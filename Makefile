@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BOARD ?= rpi4
+# The machine of make run, and its folder below build.
+NAME ?= run
 KUBE := $(shell awk '$$1=="k8s.io/kubernetes" {print $$2; exit}' go.mod)
 KUBE_MAJOR_MINOR := $(subst ., ,$(patsubst v%,%,$(KUBE)))
 V := k8s.io/component-base/version
@@ -42,17 +44,17 @@ image: build/skerry ## BOARD=rpi4: the image, its compressed form and what is in
 
 .PHONY: run
 run: image build/kubectl ## BOARD=rpi4: boots that image in QEMU until its node is Ready
-	@export SKERRY_HOME=$(CURDIR)/build/run
-	[ -d build/run/clusters/run ] || build/skerry cluster create run >/dev/null
-	build/skerry qemu up --name run --image build/$(BOARD)/skerry-$(BOARD).img --cluster run --detach
-	cp build/qemu/run/kubeconfig build/run/kubeconfig
-	build/kubectl --kubeconfig build/run/kubeconfig get nodes
-	echo "now type: export KUBECONFIG=$(CURDIR)/build/run/kubeconfig PATH=$(CURDIR)/build:\$$PATH"
+	@export SKERRY_HOME=$(CURDIR)/build/$(NAME)
+	[ -d build/$(NAME)/clusters/run ] || build/skerry cluster create run >/dev/null
+	build/skerry qemu up --name $(NAME) --image build/$(BOARD)/skerry-$(BOARD).img --cluster run --detach
+	cp build/qemu/$(NAME)/kubeconfig build/$(NAME)/kubeconfig
+	build/kubectl --kubeconfig build/$(NAME)/kubeconfig get nodes
+	echo "now type: export KUBECONFIG=$(CURDIR)/build/$(NAME)/kubeconfig PATH=$(CURDIR)/build:\$$PATH"
 	echo "          kubectl get pods -A      (make stop ends the machine)"
 
 .PHONY: stop
 stop: build/skerry ## ends what make run started
-	@build/skerry qemu down run
+	@build/skerry qemu down $(NAME)
 
 .PHONY: test
 test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in QEMU
@@ -69,7 +71,8 @@ test-all: build/skerry build/kubectl ## everything with full counts; resumable; 
 
 .PHONY: measure
 measure: image build/kubectl ## the figures of docs/measurements.md; takes half an hour
-	@$(GOTEST) -run '^$$' -bench 'Runtimes|Idle' -benchtime 1x -timeout 2h -v ./qemu/e2e
+	@$(GOTEST) -run '^$$' -bench 'OneLine' -benchtime 3x -timeout 1h -v ./imagebuild/cmd/skerry
+	$(GOTEST) -run '^$$' -bench 'Runtimes|Idle' -benchtime 1x -timeout 2h -v ./qemu/e2e
 
 .PHONY: lock
 lock: build/skerry ## resolves the Debian packages anew and rewrites rootfs/lock-*.json

@@ -1,15 +1,22 @@
 package e2e
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"skerry.internal/skerry/boards"
+	"skerry.internal/skerry/qemu"
 )
 
 // The figures of docs/measurements.md. They are benchmarks, so that they run only
@@ -41,7 +48,8 @@ func BenchmarkIdle(b *testing.B) {
 	if b.N > 1 {
 		b.Fatal("run it with -benchtime=1x")
 	}
-	n := startNode(b)
+	trace := filepath.Join(b.TempDir(), "writes")
+	n := startNode(b, func(c *qemu.Config) { c.Extra = []string{"-trace", "virtio_blk_handle_write", "-D", trace} })
 	for _, mark := range []string{"mount kernel file systems done", "kube-apiserver ready", "node ready"} {
 		m := regexp.MustCompile(`\[ *([0-9.]+)\] skerry: ` + mark).FindStringSubmatch(n.vm.Console())
 		if m == nil {
@@ -70,11 +78,95 @@ func BenchmarkIdle(b *testing.B) {
 		}
 		return s.Written
 	}
-	before := written()
+	before, mark := written(), size(b, trace)
 	<-time.After(15 * time.Minute)
-	bytes := written() - before
+	bytes, end := written()-before, size(b, trace)
 	b.ReportMetric(float64(bytes), "B/15min")
 	b.Logf("written in 15 idle minutes: %d bytes", bytes)
+	n.vm.Cut()
+	for _, w := range n.writers(trace, mark, end) {
+		b.Logf("%9d bytes in %4d writes: %s", w.bytes, w.count, w.file)
+	}
+}
+
+func size(b *testing.B, file string) int64 {
+	st, err := os.Stat(file)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return st.Size()
+}
+
+type writer struct {
+	file         string
+	bytes, count int64
+}
+
+// writers says which files the writes between two positions of QEMU's trace
+// went to: debugfs finds the file of each block of STATE. What belongs to no file is
+// ext4's own metadata, or a file that is gone.
+func (n *node) writers(trace string, from, to int64) []writer {
+	n.t.Helper()
+	data, err := os.ReadFile(trace)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	const blockSize = 4096
+	blocks := map[int64]int64{} // of STATE → times written
+	sum := map[string]*writer{}
+	add := func(file string, count, bytes int64) {
+		if sum[file] == nil {
+			sum[file] = &writer{file: file}
+		}
+		sum[file].count += count
+		sum[file].bytes += bytes
+	}
+	for _, m := range regexp.MustCompile(`sector (\d+) nsectors (\d+)`).FindAllSubmatch(data[from:to], -1) {
+		sector, err1 := strconv.ParseInt(string(m[1]), 10, 64)
+		count, err2 := strconv.ParseInt(string(m[2]), 10, 64)
+		if err := errors.Join(err1, err2); err != nil {
+			n.t.Fatal(err)
+		}
+		if sector*512 < boards.StateStart {
+			add("outside of STATE", 1, count*512)
+			continue
+		}
+		for at := sector*512 - boards.StateStart; at < (sector+count)*512-boards.StateStart; at += blockSize {
+			blocks[at/blockSize]++
+		}
+	}
+	state := n.copyState(n.t.TempDir())
+	var list strings.Builder
+	for block := range blocks {
+		fmt.Fprintf(&list, " %d", block)
+	}
+	inodes, owner := map[string]bool{}, map[int64]string{}
+	for _, line := range strings.Split(n.debugfs(state, "icheck"+list.String()), "\n") {
+		if f := strings.Fields(line); len(f) == 2 {
+			if block, err := strconv.ParseInt(f[0], 10, 64); err == nil {
+				owner[block], inodes[f[1]] = f[1], true
+			}
+		}
+	}
+	names := map[string]string{"8": "ext4's journal"}
+	for _, line := range strings.Split(n.debugfs(state, "ncheck "+strings.Join(slices.Collect(maps.Keys(inodes)), " ")), "\n") {
+		if inode, path, ok := strings.Cut(line, "\t"); ok {
+			names[inode] = path
+		}
+	}
+	for block, times := range blocks {
+		name := "ext4's metadata, or a file that is gone"
+		if inode := owner[block]; names[inode] != "" {
+			name = names[inode]
+		}
+		add(name, times, times*blockSize)
+	}
+	var all []writer
+	for _, w := range sum {
+		all = append(all, *w)
+	}
+	slices.SortFunc(all, func(a, b writer) int { return cmp.Compare(b.bytes, a.bytes) })
+	return all
 }
 
 func field(text, name string) string {

@@ -67,7 +67,7 @@ func bootImage(t testing.TB) string {
 
 // startNode boots the image as a server of a new cluster, with a registry on
 // the host that it may pull from, and waits until the node is Ready.
-func startNode(t testing.TB) *node {
+func startNode(t testing.TB, change ...func(*qemu.Config)) *node {
 	t.Helper()
 	board, err := boards.ByName("rpi4")
 	if err != nil {
@@ -97,15 +97,18 @@ func startNode(t testing.TB) *node {
 		t.Fatal(err)
 	}
 	config := fmt.Appendf(nil, "hostname: barn-1\nregistries:\n- host: %s\n  mirrors: [\"http://%s\"]\n", host, host)
-	n.vm, err = qemu.New(t.Context(), qemu.Config{
+	cfg := qemu.Config{
 		Dir: filepath.Join(n.home, "vm"), Machine: machine, Image: img,
 		DiskSize: 3 << 30, Memory: 2048, SMP: 2, Forwards: map[int]int{6443: 0},
 		Firmware: func(files map[string][]byte) error {
 			files[provision.FileName], files["skerry.yaml"] = bundle, config
 			return nil
 		},
-	})
-	if err != nil {
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	if n.vm, err = qemu.New(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.vm.Cut)
@@ -306,4 +309,45 @@ func (n *node) follow(pattern string, args ...string) ([]string, func()) {
 			n.t.Fatalf("kubectl %s: ended without %q: %v\n%s", strings.Join(args, " "), pattern, err, out.String())
 		}
 	}
+}
+
+// copyState copies STATE of the machine, which must be off, to a sparse file in dir.
+func (n *node) copyState(dir string) string {
+	n.t.Helper()
+	raw, state := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "state.raw")
+	if err := n.vm.CopyDisk(n.t.Context(), raw); err != nil {
+		n.t.Fatal(err)
+	}
+	defer os.Remove(raw)
+	n.host("dd", "if="+raw, "of="+state, "bs=1M", fmt.Sprintf("skip=%d", boards.StateStart/boards.MiB), "conv=sparse", "status=none")
+	return state
+}
+
+// debugfs runs a request on a file system and returns what it prints.
+func (n *node) debugfs(state, request string) string {
+	n.t.Helper()
+	script := filepath.Join(filepath.Dir(state), "request")
+	if err := os.WriteFile(script, []byte(request+"\n"), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	return n.host("debugfs", "-f", script, state)
+}
+
+// host runs a program on this machine, which must succeed.
+func (n *node) host(name string, args ...string) string {
+	n.t.Helper()
+	out, err := hostCommand(name, args...).CombinedOutput()
+	if err != nil {
+		n.t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+	return string(out)
+}
+
+// hostCommand is a program of this machine, also one for its administrator.
+func hostCommand(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	if cmd.Err != nil {
+		cmd = exec.Command("/usr/sbin/"+name, args...)
+	}
+	return cmd
 }

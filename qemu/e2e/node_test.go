@@ -29,7 +29,6 @@ import (
 
 	"skerry.internal/skerry/agent/datastore"
 	"skerry.internal/skerry/agent/store"
-	"skerry.internal/skerry/boards"
 )
 
 func discardLogger() *log.Logger { return log.New(io.Discard, "", 0) }
@@ -355,6 +354,9 @@ func (n *node) testPowerCuts() {
 	for cut := range cuts {
 		acknowledged = append(acknowledged, n.createUntilCut(cut, time.Duration(r.Int64N(int64(10*time.Second))))...)
 		n.checkDisk(acknowledged)
+		if cut == 0 {
+			n.checkChecks(acknowledged)
+		}
 		if n.t.Failed() {
 			return
 		}
@@ -421,61 +423,141 @@ func (n *node) createUntilCut(cut int, after time.Duration) []string {
 	return names
 }
 
-// checkDisk reads the database from the cut disk on this machine: the file
-// system's journal is replayed, SQLite finds the database whole, and it holds
-// what was acknowledged.
+// checkDisk reads the database from the cut disk on this machine: with the
+// file system's journal replayed, the file system is sound and SQLite finds the
+// database whole, and it holds what was acknowledged.
 func (n *node) checkDisk(acknowledged []string) {
 	n.t.Helper()
 	dir := n.t.TempDir()
-	raw, state := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "state.raw")
-	if err := n.vm.CopyDisk(n.t.Context(), raw); err != nil {
+	defer os.RemoveAll(dir)
+	db, err := n.cutDatabase(n.copyState(dir))
+	if err != nil {
 		n.t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	run := func(want int, name string, args ...string) string {
-		n.t.Helper()
-		cmd := exec.Command(name, args...)
-		cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-		out, err := cmd.CombinedOutput()
-		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() > want {
-			n.t.Fatalf("%s: %v\n%s", name, err, out)
+	for _, name := range acknowledged {
+		if !db[name] {
+			n.t.Errorf("%s was acknowledged and is not in the database", name)
 		}
-		return string(out)
 	}
-	run(0, "dd", "if="+raw, "of="+state, "bs=1M", fmt.Sprintf("skip=%d", boards.StateStart/boards.MiB), "conv=sparse", "status=none")
-	run(1, "/sbin/e2fsck", "-fy", state) // 1: it replayed the journal
-	for _, f := range []string{datastore.DatabaseFile, datastore.DatabaseFile + "-wal"} {
-		run(0, "/sbin/debugfs", "-R", "dump /lib/skerry/db/"+f+" "+filepath.Join(dir, f), state)
+}
+
+// lazy is what ext4 leaves to the next unmount or e2fsck: the totals in the super
+// block, and the mark that the list of orphans is in use.
+var lazy = regexp.MustCompile(`^(e2fsck \d.*|Pass \d.*|Free (blocks|inodes) count wrong \(.*|Feature orphan_present is set but orphan file is clean\.|(Fix|Clear)\? no|STATE: .*|)$`)
+
+// fsckProblems is what e2fsck -n has found, but for what is lazy.
+func fsckProblems(out string) string {
+	if !strings.Contains(out, "Pass 5: ") {
+		return "e2fsck did not get to its end:\n" + out
+	}
+	var problems []string
+	for line := range strings.Lines(out) {
+		if line = strings.TrimSpace(line); !lazy.MatchString(line) {
+			problems = append(problems, line)
+		}
+	}
+	return strings.Join(problems, "\n")
+}
+
+// replay takes the journal of a file system in, as a mount would.
+func replay(state string) error {
+	// Status 1 says that it did.
+	cmd := hostCommand("e2fsck", "-y", "-E", "journal_only", state)
+	if out, err := cmd.CombinedOutput(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() > 1 {
+		return fmt.Errorf("replay the journal: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// cutDatabase replays the journal of STATE, as a mount would, refuses a file
+// system in which anything is left to mend, and returns the names of the
+// ConfigMaps in the database.
+func (n *node) cutDatabase(state string) (map[string]bool, error) {
+	n.t.Helper()
+	if err := replay(state); err != nil {
+		return nil, err
+	}
+	out, _ := hostCommand("e2fsck", "-f", "-n", state).CombinedOutput() // its status says what its text does
+	if problems := fsckProblems(string(out)); problems != "" {
+		return nil, fmt.Errorf("file system after its journal was replayed: %s", problems)
+	}
+	path := filepath.Join(filepath.Dir(state), datastore.DatabaseFile)
+	for _, suffix := range []string{"", "-wal"} {
+		n.debugfs(state, "dump /lib/skerry/db/"+datastore.DatabaseFile+suffix+" "+path+suffix)
 	}
 	// The same SQLite that wrote it reads it; it takes the log in on opening.
-	path := filepath.Join(dir, datastore.DatabaseFile)
 	if err := store.Check(n.t.Context(), path); err != nil {
-		n.t.Fatal(err)
+		return nil, err
 	}
 	db, err := sql.Open("sqlite3", store.DSN(path))
 	if err != nil {
-		n.t.Fatal(err)
+		return nil, err
 	}
 	defer db.Close()
 	rows, err := db.Query("SELECT name FROM kine WHERE name LIKE '/registry/configmaps/default/kept-%' AND deleted = 0")
 	if err != nil {
-		n.t.Fatal(err)
+		return nil, err
 	}
 	defer rows.Close()
 	have := map[string]bool{}
 	for rows.Next() {
 		var name string
 		if err := rows.Scan(&name); err != nil {
-			n.t.Fatal(err)
+			return nil, err
 		}
 		have[strings.TrimPrefix(name, "/registry/configmaps/default/")] = true
 	}
-	if err := rows.Err(); err != nil {
-		n.t.Fatal(err)
-	}
-	for _, name := range acknowledged {
-		if !have[name] {
-			n.t.Errorf("%s was acknowledged and is not in the database", name)
+	return have, rows.Err()
+}
+
+// checkChecks shows that checkDisk would see harm: a database with noise in it,
+// a file system with noise in it, an object that is gone.
+func (n *node) checkChecks(acknowledged []string) {
+	n.t.Helper()
+	damage := func(blocks string) error {
+		dir := n.t.TempDir()
+		defer os.RemoveAll(dir)
+		state := n.copyState(dir)
+		if err := replay(state); err != nil { // else it would mend what the noise hits
+			n.t.Fatal(err)
 		}
+		numbers := regexp.MustCompile(`(?m)^\d+$`).FindAllString(n.debugfs(state, blocks), -1)
+		if len(numbers) == 0 {
+			n.t.Fatalf("debugfs %s finds no block", blocks)
+		}
+		f, err := os.OpenFile(state, os.O_WRONLY, 0)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		defer f.Close()
+		for _, number := range numbers {
+			block, err := strconv.ParseInt(number, 10, 64)
+			if err != nil {
+				n.t.Fatal(err)
+			}
+			if _, err := f.WriteAt(bytes.Repeat([]byte{0xa5}, 4096), block*4096); err != nil {
+				n.t.Fatal(err)
+			}
+		}
+		db, err := n.cutDatabase(state)
+		if err == nil && len(db) < len(acknowledged) {
+			err = fmt.Errorf("%d of %d objects", len(db), len(acknowledged))
+		}
+		return err
+	}
+	// Of the database each page but the first, which may be newer in the log.
+	var pages strings.Builder
+	for page := 1; page < 200; page++ {
+		fmt.Fprintf(&pages, "bmap /lib/skerry/db/%s %d\n", datastore.DatabaseFile, page)
+	}
+	if err := damage(pages.String()); err == nil {
+		n.t.Error("noise in the database was not seen")
+	} else {
+		n.t.Logf("noise in the database: %.200s", err)
+	}
+	if err := damage("bmap /lib/skerry 0"); err == nil {
+		n.t.Error("noise in a directory was not seen")
+	} else {
+		n.t.Logf("noise in a directory: %.200s", err)
 	}
 }

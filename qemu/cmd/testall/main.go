@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -23,6 +24,8 @@ type result struct {
 	Test    string  `json:"test,omitempty"` // empty: the package as a whole
 	Result  string  `json:"result"`         // pass, fail or skip
 	Seconds float64 `json:"seconds"`
+	// Log is what the test said of itself: what it measured, how often it tried.
+	Log []string `json:"log,omitempty"`
 }
 
 type record struct {
@@ -121,6 +124,9 @@ func describe() (string, error) {
 	return name, nil
 }
 
+// logged is how t.Log prints.
+var logged = regexp.MustCompile(`^ +\w+_test\.go:\d+: (.*)`)
+
 // test runs one package; the output of what fails goes to the terminal.
 func test(p string) ([]result, bool) {
 	cmd := exec.Command("go", "test", "-vet=off", "-json", "-count=1", "-timeout", "10h", p)
@@ -150,7 +156,13 @@ func test(p string) ([]result, bool) {
 		case "output":
 			output[e.Test] = append(output[e.Test], e.Output)
 		case "pass", "fail", "skip":
-			cases = append(cases, result{p, e.Test, e.Action, e.Elapsed})
+			r := result{Package: p, Test: e.Test, Result: e.Action, Seconds: e.Elapsed}
+			for _, line := range output[e.Test] {
+				if m := logged.FindStringSubmatch(line); m != nil {
+					r.Log = append(r.Log, m[1])
+				}
+			}
+			cases = append(cases, r)
 			if e.Test != "" {
 				fmt.Printf("        %s %s %.1f s\n", e.Action, e.Test, e.Elapsed)
 			}
