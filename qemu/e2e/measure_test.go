@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -192,16 +193,27 @@ func BenchmarkRuntimes(b *testing.B) {
 	for _, args := range [][]string{{"mod", "tidy"}, {"build", "-ldflags=-s -w", "-o", "runc", "github.com/opencontainers/runc"}} {
 		cmd := exec.Command("go", args...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod -trimpath", "GOARCH=arm64", "CGO_ENABLED=0")
+		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod -trimpath", "GOARCH=arm64", "CGO_ENABLED=1", "CC=aarch64-linux-gnu-gcc")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			b.Fatalf("go %v: %v\n%s", args, err, out)
 		}
 	}
 	n := startNode(b)
 	n.ops()
-	n.k("cp", filepath.Join(dir, "runc"), "ops:/runc")
-	n.must("cp /runc /proc/1/root/var/runc && busybox chmod 755 /proc/1/root/var/runc && busybox mkdir -p /proc/1/root/var/b/rootfs/bin && cp /bin/busybox /proc/1/root/var/b/rootfs/bin/ && cp /bin/busybox /proc/1/root/var/busybox")
-	spec := n.must(`busybox chroot /proc/1/root /var/busybox sh -ec '
+	runc, err := os.ReadFile(filepath.Join(dir, "runc"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	// The pod has no tar for kubectl cp. The shell must stay beside cat: see
+	// docs/known-faults.md, "exec -i".
+	if out, err := n.try(string(runc), "exec", "-i", "ops", "--", "/bin/busybox", "sh", "-c", "busybox cat >/runc; true"); err != nil {
+		b.Fatalf("copy runc: %v\n%s", err, out)
+	}
+	if got, want := n.must("busybox sha256sum /runc"), fmt.Sprintf("%x", sha256.Sum256(runc)); !strings.HasPrefix(got, want) {
+		b.Fatalf("runc has sha256 %s on the node; want %s", got, want)
+	}
+	n.must("busybox cp /runc /proc/1/root/var/runc && busybox chmod 755 /proc/1/root/var/runc && busybox mkdir -p /proc/1/root/var/b/rootfs/bin && busybox cp /bin/busybox /proc/1/root/var/b/rootfs/bin/ && busybox cp /bin/busybox /proc/1/root/var/busybox")
+	spec := n.must(`busybox nsenter -t 1 -m /var/busybox sh -ec '
 cd /var/b && /usr/bin/crun spec
 /var/busybox sed -i -e "s/\"terminal\": true/\"terminal\": false/" -e "s,\"sh\"$,\"/bin/busybox\"\,\"true\"," config.json
 /var/busybox cat config.json'`)
@@ -211,7 +223,7 @@ cd /var/b && /usr/bin/crun spec
 	const rounds = 10
 	for round := range rounds {
 		for _, runtime := range []string{"/usr/bin/crun", "/var/runc"} {
-			out := n.must(fmt.Sprintf("busybox chroot /proc/1/root /var/busybox sh -c 'cd /var/b && /var/busybox time -v %s run r%d 2>&1'", runtime, round))
+			out := n.must(fmt.Sprintf("busybox nsenter -t 1 -m /var/busybox sh -c 'cd /var/b && /var/busybox time -v %s run r%d 2>&1'", runtime, round))
 			rss := regexp.MustCompile(`Maximum resident set size \(kbytes\): (\d+)`).FindStringSubmatch(out)
 			elapsed := regexp.MustCompile(`Elapsed \(wall clock\) time.*: (\d+)m ([0-9.]+)s`).FindStringSubmatch(out)
 			if rss == nil || elapsed == nil {
