@@ -42,7 +42,7 @@ func TestTables(t *testing.T) {
 			"find slot", "open slot", "mount root", "check init", "switch root"}},
 		{"Root", Root, []string{"mount file systems", "take over watchdog?", "load modules?", "start watchdog?", "set kernel parameters?",
 			"set clock to build time?", "bring up loopback?", "mount STATE", "make state folders", "restore random seed?", "restore machine id?",
-			"read FIRMWARE?", "restore clock?", "set hostname?", "start network?", "start clock?", "watch power key?", "start containerd?",
+			"read FIRMWARE?", "restore clock?", "set hostname?", "start network?", "start clock?", "watch power key?", "start containerd?", "note slot?",
 			"wait for network?", "start skerryd?"}},
 		{"Shutdown", Shutdown, []string{"stop units?", "end processes?", "save clock and random seed?", "unmount STATE?", "flush disks?"}},
 	} {
@@ -256,7 +256,7 @@ func TestConfigure(t *testing.T) {
 	} {
 		s, console := system(t)
 		err := s.configure([]byte(tt.data), tt.fault, saved, dir)
-		if !errors.Is(err, tt.fault) || tt.fault == nil && err != nil || s.config.Hostname != tt.hostname {
+		if !errors.Is(err, tt.fault) || tt.fault == nil && err != nil || string(s.config.Hostname) != tt.hostname {
 			t.Errorf("%s: configure() = %v, hostname %q; want %v, %q", tt.name, err, s.config.Hostname, tt.fault, tt.hostname)
 		}
 		if got := console(); !strings.Contains(got, tt.console) || tt.console == "" && got != "" {

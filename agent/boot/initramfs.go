@@ -161,7 +161,7 @@ func (s *System) slot() string {
 
 // refused is what a slot's damage looks like on the console.
 func (s *System) refused(err error) error {
-	return s.slotError("root file system refused: %w", err)
+	return refusal{s.slotError("root file system refused: %w", err)}
 }
 
 func openSlot(s *System) error {

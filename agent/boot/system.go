@@ -49,6 +49,7 @@ type System struct {
 	floor    time.Time // certain to have passed
 	network  *network.Manager
 	units    *supervise.Supervisor
+	proven   bool // the slot has brought up containerd
 }
 
 // New returns a system of which nothing is known yet.
@@ -90,6 +91,7 @@ var Root = []Step{
 	{Name: "start clock", Optional: true, Run: startClock},
 	{Name: "watch power key", Optional: true, Run: watchPowerKey},
 	{Name: "start containerd", Optional: true, Limit: 6 * time.Minute, Run: startContainerd},
+	{Name: "note slot", Optional: true, Run: noteSlot},
 	{Name: "wait for network", Optional: true, Run: waitNetwork},
 	{Name: "start skerryd", Optional: true, Limit: 11 * time.Minute, Run: startSkerryd},
 }
@@ -405,7 +407,7 @@ func (s *System) configure(data []byte, fault error, saved, dir string) error {
 // hardware at first boot and kept, so that another network adaptor does not
 // make another node.
 func setHostname(s *System) error {
-	name, err := s.config.Hostname, error(nil)
+	name, err := string(s.config.Hostname), error(nil)
 	if name == "" {
 		name, err = ownHostname(initDir+"/hostname", hardwareID)
 	}
@@ -444,7 +446,7 @@ func hardwareID() string {
 func startNetwork(s *System) error {
 	s.network = network.New(network.Config{
 		JSON: runDir + "/network.json", ResolvConf: "/run/resolv.conf", SavedLease: initDir + "/lease.json",
-		Hostname: s.hostname, Printf: s.Console.Printf, Errorf: s.Console.Errorf,
+		Hostname: s.hostname, Interfaces: s.config.Network.Interfaces, Printf: s.Console.Printf, Errorf: s.Console.Errorf,
 	})
 	go func() {
 		defer s.guard()
@@ -456,10 +458,14 @@ func startNetwork(s *System) error {
 // startClock keeps the clock right and remembers it once an hour.
 func startClock(s *System) error {
 	sync := &clock.Sync{Floor: s.floor, Printf: s.Console.Printf, Synced: func() { s.saveClock() }, Servers: func() []string {
-		if len(s.config.NTP) > 0 {
-			return s.config.NTP
+		var servers []string
+		for _, server := range s.config.NTP {
+			servers = append(servers, string(server))
 		}
-		return s.network.NTP()
+		if len(servers) == 0 {
+			return s.network.NTP()
+		}
+		return servers
 	}}
 	go func() {
 		defer s.guard()
@@ -504,7 +510,11 @@ var (
 	}
 )
 
-func startContainerd(s *System) error { return s.startUnit(containerd, 5*time.Minute) }
+func startContainerd(s *System) error {
+	err := s.startUnit(containerd, 5*time.Minute)
+	s.proven = err == nil
+	return err
+}
 
 func startSkerryd(s *System) error { return s.startUnit(skerryd, 10*time.Minute) }
 

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -39,6 +40,7 @@ type Config struct {
 	ClusterDNS string
 	ResolvConf string // what pods with dnsPolicy Default get
 	Containerd string // socket
+	Reserved   int64  // bytes of memory that pods can't have
 }
 
 // Run runs the kubelet until ctx ends; registered is called once the Node
@@ -75,6 +77,8 @@ func Run(ctx context.Context, c Config, registered func()) error {
 	// A status that says nothing new is written every five minutes; the Lease
 	// that proves life in between is volatile.
 	kc.NodeStatusReportFrequency = metav1.Duration{Duration: 5 * time.Minute}
+	// The cgroup of all pods ends there, so that a pod dies before skerryd does.
+	kc.SystemReserved = map[string]string{"memory": strconv.FormatInt(c.Reserved, 10)}
 	// Pods write their logs to flash as well.
 	kc.ContainerLogMaxSize, kc.ContainerLogMaxFiles = "5Mi", 3
 

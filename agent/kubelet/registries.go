@@ -24,16 +24,17 @@ func WriteRegistries(dir string, registries []config.Registry) error {
 	}
 	want := map[string]bool{}
 	for _, r := range registries {
-		want[r.Host] = true
+		host := string(r.Host)
+		want[host] = true
 		var b strings.Builder
 		for _, m := range r.Mirrors {
 			fmt.Fprintf(&b, "[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", m)
 		}
-		if err := os.MkdirAll(filepath.Join(dir, r.Host), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(dir, host), 0o755); err != nil {
 			return fmt.Errorf("make registry directory: %w", err)
 		}
-		if err := atomicfile.WriteFile(filepath.Join(dir, r.Host, "hosts.toml"), []byte(b.String()), 0o600); err != nil {
-			return fmt.Errorf("write registry %q: %w", r.Host, err)
+		if err := atomicfile.WriteFile(filepath.Join(dir, host, "hosts.toml"), []byte(b.String()), 0o600); err != nil {
+			return fmt.Errorf("write registry %q: %w", host, err)
 		}
 	}
 	for _, e := range old {

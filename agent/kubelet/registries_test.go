@@ -17,7 +17,7 @@ func TestWriteRegistries(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "gone.example"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	err := WriteRegistries(dir, []config.Registry{{Host: "10.0.2.2:5000", Mirrors: []string{"http://10.0.2.2:5000", "https://b.example"}}})
+	err := WriteRegistries(dir, []config.Registry{{Host: "10.0.2.2:5000", Mirrors: []config.URL{"http://10.0.2.2:5000", "https://b.example"}}})
 	if err != nil {
 		t.Fatal(err)
 	}

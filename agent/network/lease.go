@@ -32,6 +32,8 @@ type Lease struct {
 	// Saved is true for the lease of an earlier boot, in use since no server
 	// has answered in this one.
 	Saved bool `json:"saved,omitempty"`
+	// Fixed is true for an address from skerry.yaml.
+	Fixed bool `json:"fixed,omitempty"`
 
 	renew, rebind, expire time.Duration // from when it was given
 }
@@ -136,7 +138,7 @@ func (l Lease) same(o Lease) bool {
 // resolvConf is the text of resolv.conf; the C library reads three servers.
 func (l Lease) resolvConf() string {
 	var b strings.Builder
-	b.WriteString("# written by init from DHCP\n")
+	b.WriteString("# written by init\n")
 	if l.Domain != "" {
 		fmt.Fprintf(&b, "search %s\n", l.Domain)
 	}

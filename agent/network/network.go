@@ -1,13 +1,14 @@
-// Package network brings up the wired interfaces of a node with DHCP: those
-// that are there at boot and those that are plugged in later. What it learned
-// lies in network.json and resolv.conf for the other programs.
+// Package network brings up the wired interfaces of a node, those that are
+// there at boot and those that are plugged in later: with DHCP, or with the
+// address that skerry.yaml gives. What it learned lies in network.json and
+// resolv.conf for the other programs.
 //
 // A node that is cut off must keep running, also across a reboot. So an
 // address is kept when the cable is pulled and when its lease ends unrenewed
 // (it goes when a server gives another), and the last lease is saved: it is
-// used again when no server answers after boot.
+// used again when no server answers after boot. A fixed address needs no link.
 //
-// Left out: Wi-Fi, VLANs, static addresses (skerry.yaml may get them), DHCPv6.
+// Left out: Wi-Fi, VLANs, fixed IPv6 addresses, DHCPv6.
 // IPv6 addresses come from router advertisements, which the kernel handles.
 package network
 
@@ -30,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skerry.internal/skerry/agent/atomicfile"
+	"skerry.internal/skerry/agent/config"
 )
 
 // Config says where things go.
@@ -38,6 +40,8 @@ type Config struct {
 	ResolvConf string
 	SavedLease string // on the disk that survives a reboot
 	Hostname   string // sent to the server
+	// Interfaces have fixed addresses; all others use DHCP.
+	Interfaces []config.Interface
 	// Patience is the time without an answer after which the saved lease is
 	// used; 0 means ten seconds.
 	Patience       time.Duration
@@ -65,7 +69,8 @@ type port struct {
 	name    string
 	mac     net.HardwareAddr
 	carrier bool
-	cancel  context.CancelFunc // of its DHCP client
+	fixed   *Lease             // nil: DHCP
+	cancel  context.CancelFunc // of its DHCP client, or of what watches a fixed address's gateway
 	done    chan struct{}
 }
 
@@ -175,7 +180,7 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 		if !Wired("/sys", a.Name) {
 			return
 		}
-		p = &port{name: a.Name, mac: a.HardwareAddr}
+		p = &port{name: a.Name, mac: a.HardwareAddr, fixed: m.fixed(a.Name, a.HardwareAddr)}
 		m.mu.Lock()
 		m.ports[a.Index] = p
 		m.mu.Unlock()
@@ -185,9 +190,13 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 		if err := netlink.LinkSetUp(u.Link); err != nil {
 			m.cfg.Errorf("network: set %s up: %v", a.Name, err)
 		}
-		time.AfterFunc(m.cfg.Patience, func() {
-			m.keep(ctx, a.Name, func() { m.useSaved(ctx, u.Link) })
-		})
+		if p.fixed == nil {
+			time.AfterFunc(m.cfg.Patience, func() {
+				m.keep(ctx, a.Name, func() { m.useSaved(ctx, u.Link) })
+			})
+		} else if err := m.apply(u.Link, *p.fixed); err != nil {
+			m.cfg.Errorf("network: %v", err)
+		}
 	}
 	p.name = a.Name // renamed, maybe
 	carrier := u.IfInfomsg.Flags&unix.IFF_LOWER_UP != 0 && u.IfInfomsg.Flags&unix.IFF_UP != 0
@@ -199,7 +208,13 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 		p.cancel, p.done = cancel, make(chan struct{})
 		go func(done chan struct{}) {
 			defer close(done)
-			m.keep(pctx, a.Name, func() { m.dhcp(pctx, u.Link) })
+			m.keep(pctx, a.Name, func() {
+				if p.fixed != nil {
+					m.watchGateway(pctx, u.Link, *p.fixed)
+				} else {
+					m.dhcp(pctx, u.Link)
+				}
+			})
 		}(p.done)
 	case !carrier && p.carrier:
 		p.carrier = false
@@ -349,7 +364,7 @@ func (m *Manager) apply(link netlink.Link, l Lease) error {
 		gw = "none"
 	}
 	m.cfg.Printf("network: %s has address %s, gateway %s", l.Interface, l.Address, gw)
-	if !l.Saved && m.cfg.SavedLease != "" {
+	if !l.Saved && !l.Fixed && m.cfg.SavedLease != "" {
 		if err := l.save(m.cfg.SavedLease); err != nil {
 			m.cfg.Errorf("network: %v", err)
 		}

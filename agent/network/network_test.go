@@ -15,6 +15,8 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/vishvananda/netlink"
+
+	"skerry.internal/skerry/agent/config"
 )
 
 var mac = net.HardwareAddr{0x52, 0x54, 0, 0x12, 0x34, 0x56}
@@ -105,7 +107,7 @@ func TestSaveLoad(t *testing.T) {
 
 func TestResolvConf(t *testing.T) {
 	got := Lease{Domain: "lan", DNS: []string{"1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"}}.resolvConf()
-	if want := "# written by init from DHCP\nsearch lan\nnameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3\n"; got != want {
+	if want := "# written by init\nsearch lan\nnameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3\n"; got != want {
 		t.Errorf("resolvConf() = %q; want %q", got, want)
 	}
 }
@@ -225,5 +227,24 @@ func TestPrimary(t *testing.T) {
 	m.leases = map[int]Lease{2: {Interface: "a", Saved: true}, 3: {Interface: "b"}, 4: {Interface: "c"}}
 	if l, _ := m.primaryLocked(); l.Interface != "b" {
 		t.Errorf("primary = %v; want b, the first fresh one", l.Interface)
+	}
+}
+
+func TestFixed(t *testing.T) {
+	m := New(Config{Interfaces: []config.Interface{
+		{Name: "eth9", Address: netip.MustParsePrefix("10.1.0.5/24")},
+		{MAC: config.MAC(mac.String()), Address: netip.MustParsePrefix("10.2.0.5/16"), Gateway: netip.MustParseAddr("10.2.0.1"),
+			DNS: []netip.Addr{netip.MustParseAddr("10.2.0.2")}, Domain: "farm", MTU: 9000},
+	}})
+	want := Lease{Interface: "eth0", MAC: mac.String(), Address: netip.MustParsePrefix("10.2.0.5/16"), Gateway: "10.2.0.1", DNS: []string{"10.2.0.2"}, Domain: "farm", MTU: 9000, Fixed: true}
+	if got := m.fixed("eth0", mac); got == nil || !reflect.DeepEqual(*got, want) {
+		t.Errorf("fixed() by hardware address = %+v; want %+v", got, want)
+	}
+	other := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	if got := m.fixed("eth9", other); got == nil || got.Address.String() != "10.1.0.5/24" || got.Gateway != "" {
+		t.Errorf("fixed() by name = %+v; want 10.1.0.5/24 without gateway", got)
+	}
+	if got := m.fixed("eth1", other); got != nil {
+		t.Errorf("fixed() of another interface = %+v; want none", got)
 	}
 }

@@ -171,6 +171,14 @@ const skerryYAML = `# Skerry's configuration. Edit it on any computer: it is rea
 # The node's name, in Kubernetes too. Without it: skerry- and the end of the MAC address.
 #hostname: skerry-kitchen
 
+# A fixed address. Without it: DHCP.
+#network:
+#  interfaces:
+#    - name: eth0
+#      address: 192.168.1.20/24
+#      gateway: 192.168.1.1
+#      dns: [192.168.1.1]
+
 # Time servers. Without them: those that the network names.
 #ntp: [ntp.example.org]
 

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -70,7 +71,14 @@ func (n *node) workload() string {
 }
 
 func (n *node) testWorkloads() {
-	n.want(`barn-1\s+Ready`, "get", "nodes")
+	n.want(`barn-1\s+Ready\s+control-plane\s`, "get", "nodes")
+	n.want(`^north-barn example\.test/dark=yes:PreferNoSchedule\n$`, "get", "node", "barn-1", "-o",
+		`go-template={{index .metadata.labels "example.test/site"}}{{range .spec.taints}} {{.key}}={{.value}}:{{.effect}}{{"\n"}}{{end}}`)
+	// 300 MiB are reserved, and kubelet keeps 100 for the moment in which it evicts.
+	memory := strings.Fields(n.k("get", "node", "barn-1", "-o", "jsonpath={.status.capacity.memory} {.status.allocatable.memory}"))
+	if capacity, allocatable := resource.MustParse(memory[0]), resource.MustParse(memory[1]); capacity.Value()-allocatable.Value() != 400<<20 {
+		n.t.Errorf("memory that pods can have: %s of %s; want 400 MiB less", memory[1], memory[0])
+	}
 	if out, err := n.try(n.workload(), "apply", "-f", "-"); err != nil {
 		n.t.Fatalf("apply: %v\n%s", err, out)
 	}

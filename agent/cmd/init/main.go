@@ -26,9 +26,6 @@ import (
 	"skerry.internal/skerry/agent/supervise"
 )
 
-// pause is the time for which an error stays on the console before a reboot.
-const pause = 10 * time.Second
-
 func main() {
 	name, args := filepath.Base(os.Args[0]), os.Args[1:]
 	if len(args) > 0 && args[0] == "modprobe" {
@@ -53,8 +50,12 @@ func main() {
 		if errors.As(err, &step) {
 			s.Console.Errorf("the boot has stopped at %q", step.Step)
 		}
+		pause := boot.FirstPause
+		if os.Args[0] == "/init" {
+			pause = s.GiveUp(err)
+		}
 		s.Console.Printf("rebooting in %v", pause)
-		s.Feeder.Alive(2 * pause)
+		s.Feeder.Alive(pause + boot.FirstPause)
 		time.Sleep(pause)
 		command = unix.LINUX_REBOOT_CMD_RESTART
 	}
@@ -110,7 +111,7 @@ func run(s *boot.System) (command int, err error) {
 			up = true
 		case <-turn.C:
 			if up {
-				s.Feeder.Alive(pause * 3)
+				s.Feeder.Alive(30 * time.Second)
 			}
 		case sig := <-signals:
 			if sig == unix.SIGUSR2 {

@@ -147,6 +147,7 @@ func (n *node) units() []unit.Unit {
 				Kubeconfig: n.kubeconfig("kubelet"), CAFile: n.caFile,
 				CertFile: n.path("pki", "kubelet-server.crt"), KeyFile: n.path("pki", "kubelet-server.key"),
 				ClusterDNS: localDNS.String(), ResolvConf: resolvConf, Containerd: containerdSocket,
+				Reserved: kubelet.Reserve(n.config.Reserved.Memory, totalMemory()),
 			}, ready)
 		}},
 		once("pod network", func(ctx context.Context) error {
@@ -159,6 +160,9 @@ func (n *node) units() []unit.Unit {
 		unit.Unit{Name: "kube-proxy", Run: func(ctx context.Context, ready func()) error {
 			return proxy.Run(ctx, proxy.Config{NodeName: n.name, Kubeconfig: n.kubeconfig("kube-proxy"), PodCIDR: podCIDR}, ready)
 		}},
+		once("node description", retry(n.supervisor, "describe node", func(ctx context.Context) error {
+			return kubelet.Describe(ctx, n.kubeconfig("skerryd"), n.name, n.labels(), n.config.Taints)
+		})),
 		unit.Unit{Name: "node", Run: outside(n.supervisor, once("node", func(ctx context.Context) error {
 			_, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, kubelet.ReadySince(heartbeat))
 			return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"skerry.internal/skerry/agent/atomicfile"
 	"skerry.internal/skerry/agent/config"
@@ -119,7 +121,7 @@ func newNode(o options) (*node, error) {
 	if n.bundle == nil {
 		return nil, fmt.Errorf("no %s in %s: this node belongs to no cluster; run skerry cluster create NAME and put it on the card with skerry flash --cluster NAME", provision.FileName, o.DataDir)
 	}
-	if n.name = n.config.Hostname; n.name == "" {
+	if n.name = string(n.config.Hostname); n.name == "" {
 		if n.name, err = os.Hostname(); err != nil {
 			return nil, fmt.Errorf("read host name: %w", err)
 		}
@@ -217,6 +219,22 @@ func (n *node) keepCertificates(ctx context.Context, ready func()) error {
 			return errors.New("certificates were renewed")
 		}
 	}
+}
+
+// labels are those of skerry.yaml and the role that kubectl get nodes shows.
+func (n *node) labels() map[string]string {
+	labels := map[string]string{"node-role.kubernetes.io/control-plane": "true"}
+	maps.Copy(labels, n.config.Labels)
+	return labels
+}
+
+// totalMemory is this machine's, in bytes.
+func totalMemory() int64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0 // it can't fail with a valid pointer (sysinfo(2))
+	}
+	return int64(info.Totalram) * int64(info.Unit)
 }
 
 // kubeconfig is the path of the one that ensureFiles makes for a program.
