@@ -67,7 +67,9 @@ type Config struct {
 	NoEnv    bool   // U-Boot with its built-in environment: two seconds of listening, slow scan
 	LoadVM   string // continue from this snapshot
 	Watchdog bool   // plug the machine's watchdog device in
-	Extra    []string
+	// RTC is what the hardware clock says at each Start, of machines that have one; zero: the host's time.
+	RTC   time.Time
+	Extra []string
 }
 
 // VM is a machine. Its methods may be called from several goroutines, Start not.
@@ -175,6 +177,9 @@ func (vm *VM) args() ([]string, error) {
 		"-chardev", "socket,id=console,fd=3,server=on,wait="+onOff(!c.Detach)+",logappend=on,logfile="+escape(vm.path(ConsoleFile)),
 		"-serial", "chardev:console",
 		"-chardev", "socket,id=qmp,fd=4,server=on,wait=off", "-mon", "chardev=qmp,mode=control")
+	if !c.RTC.IsZero() {
+		args = append(args, "-rtc", "base="+c.RTC.UTC().Format("2006-01-02T15:04:05"))
+	}
 	if c.LoadVM != "" {
 		args = append(args, "-loadvm", c.LoadVM)
 	}
@@ -493,6 +498,14 @@ func (vm *VM) Powerdown(ctx context.Context) error {
 		return fmt.Errorf("press the power button: %w", err)
 	}
 	return vm.Wait(ctx)
+}
+
+// Link plugs the network cable in, or pulls it out.
+func (vm *VM) Link(ctx context.Context, plugged bool) error {
+	if err := vm.qmp.run(ctx, "set_link", map[string]any{"name": "net0", "up": plugged}, nil); err != nil {
+		return fmt.Errorf("move the network cable: %w", err)
+	}
+	return nil
 }
 
 // Snapshot keeps memory and disk under name in the overlay; Restore goes back there.

@@ -35,7 +35,8 @@ type Config struct {
 	// address by DHCP.
 	Network Network `yaml:"network"`
 
-	// Time servers, names or addresses. Without them: those that DHCP names.
+	// Time servers (NTP), names or addresses, with a port where it is not 123. Without
+	// them: those that DHCP names.
 	NTP []Server `yaml:"ntp"`
 
 	// Where images of a registry are pulled from. Without it: from the
@@ -136,14 +137,20 @@ func CheckHostname(s string) error {
 	return nil
 }
 
-// Server is a host name or an address.
+// Server is a host name or an address, maybe with a port.
 type Server string
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (s *Server) UnmarshalText(text []byte) error {
 	*s = Server(text)
-	if _, err := netip.ParseAddr(string(text)); err != nil && (len(text) == 0 || strings.ContainsAny(string(text), "/: \t\n")) {
-		return fmt.Errorf("server %q: want a name or an address, like ntp.example.org", text)
+	host := string(text)
+	if h, port, err := net.SplitHostPort(host); err == nil {
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil && n > 0 {
+			host = h
+		}
+	}
+	if _, err := netip.ParseAddr(host); err != nil && (host == "" || strings.ContainsAny(host, "/: \t\n")) {
+		return fmt.Errorf("server %q: want a name or an address, like ntp.example.org or 10.0.0.1:123", text)
 	}
 	return nil
 }

@@ -63,6 +63,7 @@ reserved:
 		{name: "a number for a name", in: "hostname: 7\nlabels: {a: 007, b: yes}\n", want: Config{Hostname: "7", Labels: Labels{"a": "007", "b": "yes"}}},
 		{name: "bad name", in: "\nhostname: Barn_1\n", lines: []int{2}},
 		{name: "a word for a list", in: "ntp: a\n", lines: []int{1}},
+		{name: "servers", in: "ntp: ['a:124', '[::1]:125', 'a:b', 'http://a', '10.0.0.1:99999', 'a b']\n", want: Config{NTP: []Server{"a:124", "[::1]:125"}}, lines: []int{1, 1, 1, 1}},
 		{name: "an empty entry", in: "ntp:\n- a\n-\n", want: Config{NTP: []Server{"a"}}, lines: []int{3}},
 		{name: "wrong entry of a list", in: "registries:\n- host: a\n- host: b\n  mirror: [x]\n- host: c\n",
 			want: Config{Registries: []Registry{{Host: "a"}, {Host: "c"}}}, lines: []int{4}},

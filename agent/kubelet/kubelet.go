@@ -8,6 +8,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config"
+	"k8s.io/kubernetes/pkg/kubelet/eviction"
 )
 
 // Config says who this node is and where things are.
@@ -79,6 +81,9 @@ func Run(ctx context.Context, c Config, registered func()) error {
 	kc.NodeStatusReportFrequency = metav1.Duration{Duration: 5 * time.Minute}
 	// The cgroup of all pods ends there, so that a pod dies before skerryd does.
 	kc.SystemReserved = map[string]string{"memory": strconv.FormatInt(c.Reserved, 10)}
+	// Upstream sets its defaults for eviction when it reads a configuration file,
+	// which there is none of: without them nothing is evicted before the disk is full.
+	kc.EvictionHard = maps.Clone(eviction.DefaultEvictionHard)
 	// Pods write their logs to flash as well.
 	kc.ContainerLogMaxSize, kc.ContainerLogMaxFiles = "5Mi", 3
 

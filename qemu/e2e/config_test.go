@@ -13,8 +13,10 @@ import (
 // mistakes and without: each mistake is named with its line on the console,
 // and the rest takes effect.
 func TestConfiguration(t *testing.T) {
+	t.Parallel()
 	image := bootImage(t)
-	boot := func(yaml string) *qemu.VM {
+	boot := func(t *testing.T, yaml string) *qemu.VM {
+		t.Parallel()
 		vm := newMachine(t, "rpi4", "virt", image, nil, func(c *qemu.Config) {
 			c.Firmware = func(files map[string][]byte) error { files[config.FileName] = []byte(yaml); return nil }
 		})
@@ -23,25 +25,28 @@ func TestConfiguration(t *testing.T) {
 	}
 	const limit = 3 * time.Minute
 
-	vm := boot("\xef\xbb\xbfhostnam: barn-7\r\nhostname: barn-8\r\nntp:\r\n\t- time.example.org\r\nnetwork:\r\n  interfaces:\r\n" +
-		"  - {name: eth0, address: 10.0.2.20/24, gateway: 10.0.2.77}\r\n  - {name: eth1, address: 10.0.3.20}\r\nhostname: barn-9\r\n")
-	for _, want := range []string{
-		`skerry: error: skerry\.yaml:1: unknown key "hostnam": want one of hostname, `,
-		`skerry: error: skerry\.yaml:4: .*tab|skerry: error: skerry\.yaml:4: .*cannot start any token`,
-		`skerry: error: skerry\.yaml:8: got "10\.0\.3\.20", want an IPv4 address with the length`,
-		`skerry: error: skerry\.yaml:9: key "hostname" stands in line 2 already`,
-		`skerry: network: eth0 has address 10\.0\.2\.20/24, gateway 10\.0\.2\.77`,
-		`skerry: unit containerd ready`,
-		`skerry: error: network: eth0: gateway 10\.0\.2\.77 does not answer`,
-	} {
-		await(t, vm, want, limit)
-	}
-	vm.Cut()
+	t.Run("mistakes", func(t *testing.T) {
+		vm := boot(t, "\xef\xbb\xbfhostnam: barn-7\r\nhostname: barn-8\r\nntp:\r\n\t- time.example.org\r\nnetwork:\r\n  interfaces:\r\n"+
+			"  - {name: eth0, address: 10.0.2.20/24, gateway: 10.0.2.77}\r\n  - {name: eth1, address: 10.0.3.20}\r\nhostname: barn-9\r\n")
+		for _, want := range []string{
+			`skerry: error: skerry\.yaml:1: unknown key "hostnam": want one of hostname, `,
+			`skerry: error: skerry\.yaml:4: .*tab|skerry: error: skerry\.yaml:4: .*cannot start any token`,
+			`skerry: error: skerry\.yaml:8: got "10\.0\.3\.20", want an IPv4 address with the length`,
+			`skerry: error: skerry\.yaml:9: key "hostname" stands in line 2 already`,
+			`skerry: network: eth0 has address 10\.0\.2\.20/24, gateway 10\.0\.2\.77`,
+			`skerry: unit containerd ready`,
+			`skerry: error: network: eth0: gateway 10\.0\.2\.77 does not answer`,
+		} {
+			await(t, vm, want, limit)
+		}
+	})
 
-	vm = boot("network:\n  interfaces:\n  - {name: eth0, address: 10.0.2.20/24, gateway: 10.0.2.2}\n")
-	await(t, vm, `skerry: network: eth0 has address 10\.0\.2\.20/24, gateway 10\.0\.2\.2`, limit)
-	await(t, vm, `skerry: network: eth0: gateway 10\.0\.2\.2 answers`, limit)
-	if console := vm.Console(); strings.Contains(console, "skerry.yaml:") || strings.Contains(console, "does not answer") {
-		t.Errorf("a right file is complained of:\n%s", console)
-	}
+	t.Run("none", func(t *testing.T) {
+		vm := boot(t, "network:\n  interfaces:\n  - {name: eth0, address: 10.0.2.20/24, gateway: 10.0.2.2}\n")
+		await(t, vm, `skerry: network: eth0 has address 10\.0\.2\.20/24, gateway 10\.0\.2\.2`, limit)
+		await(t, vm, `skerry: network: eth0: gateway 10\.0\.2\.2 answers`, limit)
+		if console := vm.Console(); strings.Contains(console, "skerry.yaml:") || strings.Contains(console, "does not answer") {
+			t.Errorf("a right file is complained of:\n%s", console)
+		}
+	})
 }

@@ -18,12 +18,14 @@ import (
 // always run. With another slot the node goes there and stays there; without
 // one it tries again, ever more slowly, and says so.
 func TestRottenSlot(t *testing.T) {
+	t.Parallel()
 	image := bootImage(t)
 	slot := readSlotA(t, image)
 	const super = boards.SlotBootSize
 	const limit = 3 * time.Minute
 
 	t.Run("alone", func(t *testing.T) {
+		t.Parallel()
 		vm := newMachine(t, "rpi4", "virt", image, nil)
 		writeByte(t, vm, boards.SlotAStart+super, slot[super]^0x10)
 		powerOn(t, vm)
@@ -37,6 +39,7 @@ func TestRottenSlot(t *testing.T) {
 	// Two slots, one of them rotten, and the same with both whole.
 	for _, flip := range []byte{0x10, 0} {
 		t.Run(fmt.Sprintf("other slot, flip %#x", flip), func(t *testing.T) {
+			t.Parallel()
 			vm := newMachine(t, "rpi4", "virt", image, nil)
 			blob := filepath.Join(t.TempDir(), "slot")
 			if err := os.WriteFile(blob, slot, 0o600); err != nil {

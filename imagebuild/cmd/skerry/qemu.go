@@ -32,7 +32,7 @@ const (
 
 func qemuCommand() *cobra.Command {
 	return group("qemu", "Run images in QEMU, cut their power, look at their consoles",
-		qemuUpCommand(), qemuStartCommand(), qemuDownCommand(), qemuCutCommand(), qemuConsoleCommand(), qemuStatsCommand())
+		qemuUpCommand(), qemuStartCommand(), qemuDownCommand(), qemuCutCommand(), qemuLinkCommand(), qemuConsoleCommand(), qemuStatsCommand())
 }
 
 // upOptions are the flags of qemu up.
@@ -418,6 +418,26 @@ func qemuCutCommand() *cobra.Command {
 			vm.Cut()
 			return nil
 		})
+}
+
+func qemuLinkCommand() *cobra.Command {
+	var plug, unplug bool
+	cmd := forMachines("link", "Plug a machine's network cable in, or pull it out", "Plug a machine's network cable in (--plug), or pull it out (--unplug). The forwarded ports lead nowhere meanwhile.",
+		func(ctx context.Context, name, dir string) error {
+			if plug == unplug {
+				return usageError{errors.New("want either --plug or --unplug")}
+			}
+			vm, err := qemu.Attach(ctx, dir)
+			if err != nil {
+				return err
+			}
+			defer vm.Disconnect()
+			return vm.Link(ctx, plug)
+		})
+	cmd.Example = "  skerry qemu link one --unplug"
+	cmd.Flags().BoolVar(&plug, "plug", false, "plug the cable in")
+	cmd.Flags().BoolVar(&unplug, "unplug", false, "pull the cable out")
+	return cmd
 }
 
 func qemuConsoleCommand() *cobra.Command {

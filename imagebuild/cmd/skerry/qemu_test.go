@@ -34,6 +34,7 @@ func TestQEMUCalls(t *testing.T) {
 		{"qemu up --name one --image " + damaged + ".nosuch", false, "no such file"},
 		{"qemu cut one", false, `there is no machine "one"`},
 		{"qemu start", true, "got no name"},
+		{"qemu link one --unplug", false, `there is no machine "one"`},
 	} {
 		root := newRoot()
 		root.SetArgs(strings.Fields(test.args))
