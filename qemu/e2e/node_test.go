@@ -467,12 +467,17 @@ func fsckProblems(out string) string {
 	return strings.Join(problems, "\n")
 }
 
-// replay takes the journal of a file system in, as a mount would.
+// replay takes the journal of a file system in and frees the files that were
+// removed while they were open, as a mount would. That is all it may find to do.
 func replay(state string) error {
 	// Status 1 says that it did.
-	cmd := hostCommand("e2fsck", "-y", "-E", "journal_only", state)
-	if out, err := cmd.CombinedOutput(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() > 1 {
+	cmd := hostCommand("e2fsck", "-p", state)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() > 1 {
 		return fmt.Errorf("replay the journal: %w\n%s", err, out)
+	}
+	if strings.Contains(string(out), "check forced") {
+		return fmt.Errorf("replay the journal: the file system has errors\n%s", out)
 	}
 	return nil
 }

@@ -1,11 +1,14 @@
-// Command testall runs the tests of packages one after the other and keeps a
-// record: commit, seed, and result and seconds of each case. What passed at the
-// same commit is not run again, so that a run that was interrupted goes on.
+// Command testall runs tests one after the other and keeps a record: commit,
+// seed, and result and seconds of each case. What passed with the same sources is
+// not run again, so that a run that was interrupted goes on. An argument is a
+// package, or a package and one of its tests: ./qemu/e2e:TestNode.
 package main
 
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -29,8 +32,9 @@ type result struct {
 }
 
 type record struct {
-	Commit  string    `json:"commit"` // with "-dirty" where the tree had changes
-	Seed    string    `json:"seed"`   // SKERRY_SEED; replays the random moments
+	Commit  string    `json:"commit"`  // with "-dirty" where the tree had changes
+	Sources string    `json:"sources"` // the sha256 of what git lists at that commit outside of docs, where this record is kept
+	Seed    string    `json:"seed"`    // SKERRY_SEED; replays the random moments
 	Machine string    `json:"machine"`
 	Started time.Time `json:"started"`
 	Results []result  `json:"results"`
@@ -38,19 +42,49 @@ type record struct {
 
 func main() {
 	out := flag.String("o", "build/test-all.json", "the record")
+	each := flag.String("each", "^$", "regular expression: of these packages each test is run and recorded by itself")
 	flag.Parse()
 	if flag.NArg() == 0 {
 		fmt.Fprintln(os.Stderr, "testall: no packages; call it with make test-all")
 		os.Exit(2)
 	}
-	if err := run(*out, flag.Args()); err != nil {
+	packages, err := expand(flag.Args(), *each)
+	if err == nil {
+		err = run(*out, packages)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "testall:", err)
 		os.Exit(1)
 	}
 }
 
+// expand replaces the packages that match by their tests.
+func expand(args []string, each string) ([]string, error) {
+	match, err := regexp.Compile(each)
+	if err != nil {
+		return nil, fmt.Errorf("read -each: %w", err)
+	}
+	var list []string
+	for _, p := range args {
+		if !match.MatchString(p) {
+			list = append(list, p)
+			continue
+		}
+		names, err := exec.Command("go", "test", "-vet=off", "-list", "^Test", p).Output()
+		if err != nil {
+			return nil, fmt.Errorf("list tests of %s: %w", p, err)
+		}
+		for _, name := range strings.Fields(string(names)) {
+			if strings.HasPrefix(name, "Test") {
+				list = append(list, p+":"+name)
+			}
+		}
+	}
+	return list, nil
+}
+
 func run(out string, packages []string) error {
-	commit, err := describe()
+	commit, sources, err := describe()
 	if err != nil {
 		return err
 	}
@@ -62,12 +96,12 @@ func run(out string, packages []string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read record %q: %w; remove it", out, err)
 	}
-	if r.Commit != commit || strings.HasSuffix(commit, "-dirty") {
+	if r.Sources != sources || strings.HasSuffix(commit, "-dirty") {
 		machine, err := exec.Command("uname", "-srm").Output()
 		if err != nil {
 			return fmt.Errorf("name this machine: %w", err)
 		}
-		r = record{Commit: commit, Seed: os.Getenv("SKERRY_SEED"), Started: time.Now().UTC(), Machine: strings.TrimSpace(string(machine))}
+		r = record{Commit: commit, Sources: sources, Seed: os.Getenv("SKERRY_SEED"), Started: time.Now().UTC(), Machine: strings.TrimSpace(string(machine))}
 	}
 	if r.Seed == "" {
 		r.Seed = fmt.Sprint(time.Now().UnixNano())
@@ -108,20 +142,31 @@ func run(out string, packages []string) error {
 	return nil
 }
 
-func describe() (string, error) {
-	commit, err := exec.Command("git", "rev-parse", "HEAD").Output()
+// describe names the commit and what is in it outside of docs.
+func describe() (commit, sources string, err error) {
+	head, err := exec.Command("git", "rev-parse", "HEAD").Output()
 	if err != nil {
-		return "", fmt.Errorf("find commit: %w", err)
+		return "", "", fmt.Errorf("find commit: %w", err)
 	}
 	status, err := exec.Command("git", "status", "--porcelain").Output()
 	if err != nil {
-		return "", fmt.Errorf("find changes: %w", err)
+		return "", "", fmt.Errorf("find changes: %w", err)
 	}
-	name := strings.TrimSpace(string(commit))
+	files, err := exec.Command("git", "ls-tree", "-r", "HEAD").Output()
+	if err != nil {
+		return "", "", fmt.Errorf("list files: %w", err)
+	}
+	h := sha256.New()
+	for line := range strings.Lines(string(files)) {
+		if _, path, _ := strings.Cut(line, "\t"); !strings.HasPrefix(path, "docs/") {
+			h.Write([]byte(line))
+		}
+	}
+	commit = strings.TrimSpace(string(head))
 	if len(bytes.TrimSpace(status)) > 0 {
-		name += "-dirty"
+		commit += "-dirty"
 	}
-	return name, nil
+	return commit, hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // logged is how t.Log prints.
@@ -129,7 +174,13 @@ var logged = regexp.MustCompile(`^ +\w+_test\.go:\d+: (.*)`)
 
 // test runs one package; the output of what fails goes to the terminal.
 func test(p string) ([]result, bool) {
-	cmd := exec.Command("go", "test", "-vet=off", "-json", "-count=1", "-timeout", "10h", p)
+	args := []string{"test", "-vet=off", "-json", "-count=1", "-timeout", "10h"}
+	if folder, name, ok := strings.Cut(p, ":"); ok {
+		args = append(args, "-run", "^"+name+"$", folder)
+	} else {
+		args = append(args, p)
+	}
+	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CI=true") // what a test needs and does not find is a failure, not a skip
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
