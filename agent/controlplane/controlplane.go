@@ -30,6 +30,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
 	logsapi "k8s.io/component-base/logs/api/v1"
+	"k8s.io/component-base/metrics/legacyregistry"
 	apiserverapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	cmapp "k8s.io/kubernetes/cmd/kube-controller-manager/app"
@@ -240,14 +241,44 @@ func (p *ControlPlane) waitReady(ctx context.Context) error {
 	})
 }
 
-// RunControllerManager runs until ctx ends.
+// RunControllerManager runs until ctx ends; ready is called once all
+// controllers are made. Making them must be over before a kubelet starts in the
+// same process: the CSI volume plugin keeps what it was last initialized with in
+// package variables (pkg/volume/csi, nim and PluginHandler), and a kubelet
+// whose entry there is replaced by the controller-manager's never gets Ready.
 func (p *ControlPlane) RunControllerManager(ctx context.Context, ready func()) error {
 	c, err := p.cm.Config(ctx, cmapp.KnownControllers(), cmapp.ControllersDisabledByDefault(), cmapp.ControllerAliases())
 	if err != nil {
 		return fmt.Errorf("make configuration: %w", err)
 	}
-	ready()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		// Controllers are run after the last of them was made, and that one of
+		// them runs is seen in its metric: there is no event to wait for.
+		if wait.PollUntilContextCancel(ctx, 100*time.Millisecond, true, func(context.Context) (bool, error) { return controllersRun(), nil }) == nil {
+			ready()
+		}
+	}()
 	return cmapp.Run(ctx, c.Complete())
+}
+
+// controllersRun looks for the gauge of the node IPAM controller, which the
+// controller-manager sets when it runs that (component-base/metrics/prometheus/controllers).
+func controllersRun() bool {
+	// With an error come all families but those that are the error's reason.
+	families, _ := legacyregistry.DefaultGatherer.Gather()
+	for _, f := range families {
+		if f.GetName() != "running_managed_controllers" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if m.GetGauge().GetValue() == 1 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // RunScheduler runs until ctx ends.
