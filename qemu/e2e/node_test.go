@@ -83,7 +83,14 @@ func (n *node) testWorkloads() {
 	if out, err := n.try(n.workload(), "apply", "-f", "-"); err != nil {
 		n.t.Fatalf("apply: %v\n%s", err, out)
 	}
-	n.k("wait", "--for=condition=Established", "crd/boats.example.test", "--timeout=60s")
+	// kubectl wait fails at once while the object has no conditions at all.
+	n.eventually("the custom resource is established", func() error {
+		out, err := n.try("", "wait", "--for=condition=Established", "crd/boats.example.test", "--timeout=60s")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 	if out, err := n.try(`{"apiVersion":"example.test/v1","kind":"Boat","metadata":{"name":"dory"},"spec":{"sails":1}}`, "apply", "-f", "-"); err != nil {
 		n.t.Errorf("apply a custom object: %v\n%s", err, out)
 	}
