@@ -354,7 +354,6 @@ func (n *node) everythingRuns() {
 	n.k("rollout", "status", "daemonset/ticker", "--timeout=300s")
 	n.k("wait", "--for=condition=Ready", "pod/ops", "--timeout=180s")
 	n.want(`dory`, "get", "boats", "-o", "name")
-	n.noRace()
 	// From the node's own network, by a name of the cluster. What kubectl says of
 	// the pods may be from before the boot until kubelet has looked at each, so
 	// the service itself is asked until it answers.
@@ -365,6 +364,7 @@ func (n *node) everythingRuns() {
 		}
 		return err
 	})
+	n.noRace() // by now exec works
 }
 
 // testPowerCuts cuts the power at random moments while objects are created, and
