@@ -9,6 +9,7 @@ BOARD ?= rpi4
 NAME ?= run
 KUBE := $(shell awk '$$1=="k8s.io/kubernetes" {print $$2; exit}' go.mod)
 KUBE_MAJOR_MINOR := $(subst ., ,$(patsubst v%,%,$(KUBE)))
+comma := ,
 V := k8s.io/component-base/version
 
 # One set of flags for every build and test, so that they share one cache.
@@ -64,6 +65,8 @@ test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in Q
 	$(GOTEST) -p 1 -timeout 60m $(VM_PACKAGES)
 
 .PHONY: test-all
+# The tag brings in the tests that are too long for CI.
+test-all: export GOFLAGS := $(subst -tags=,-tags=full$(comma),$(GOFLAGS))
 test-all: build/skerry build/kubectl ## everything with full counts; resumable; leaves build/test-all.json
 	@build/skerry image build --board rpi4 -o build/rpi4
 	build/skerry image build --board rpi3 -o build/rpi3

@@ -1,3 +1,5 @@
+//go:build full
+
 package e2e
 
 import (
@@ -60,11 +62,9 @@ func serveTime(t *testing.T) *timeServer {
 
 // TestClock powers a node on whose hardware clock says 1970 and that reaches no
 // time server; then one turns up and says that it is three years later; then
-// the clock goes back by a day.
+// the clock goes back by a day. It waits minutes for init to ask for the time
+// again, so it is part of make test-all only, which sets the tag.
 func TestClock(t *testing.T) {
-	if !testAll() {
-		t.Skip("only in the full run (make test-all): it waits minutes for init to ask for the time again")
-	}
 	server := serveTime(t)
 	n := startNode(t, func(c *qemu.Config) {
 		c.RTC = time.Unix(0, 0)

@@ -555,7 +555,7 @@ func (n *node) cutDatabase(state string) (map[string]bool, error) {
 }
 
 // checkChecks shows that checkDisk would see harm: a database with noise in it,
-// a file system with noise in it, an object that is gone.
+// and a file system with noise in it.
 func (n *node) checkChecks(acknowledged []string) {
 	n.t.Helper()
 	damage := func(blocks string) error {

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,27 +9,6 @@ import (
 	"testing"
 	"time"
 )
-
-// A clone in another folder, that shares no cache with this one, neither Go's nor
-// ours, makes the bytes that make image made here. A quarter of an hour, so
-// only in the full run; the assembly and init are compared in every run by package image.
-func TestSameBytesCold(t *testing.T) {
-	if os.Getenv("SKERRY_TEST_ALL") == "" {
-		t.Skip("only in the full run (make test-all): it compiles Kubernetes")
-	}
-	if out, err := exec.Command("git", "status", "--porcelain").Output(); err != nil || len(out) > 0 {
-		t.Fatalf("the tree has changes, which a clone has not: %v\n%s", err, out)
-	}
-	dir, cache := clone(t, "another/and/longer"), t.TempDir()
-	begin := time.Now()
-	buildIn(t, dir, "GOCACHE="+filepath.Join(cache, "go"), "SKERRY_CACHE="+filepath.Join(cache, "skerry"), "LOCKED=strict")
-	t.Logf("built in %.0f s", time.Since(begin).Seconds())
-	here, there := sum(t, "../../../build/rpi4/skerry-rpi4.img"), sum(t, filepath.Join(dir, "out", "skerry-rpi4.img"))
-	if here != there {
-		t.Errorf("two builds of one commit: %s here, %s cold and elsewhere", here, there)
-	}
-	t.Log("sha256 of both: ", here)
-}
 
 // BenchmarkOneLine is what whoever works on skerryd waits for: the image after
 // one line was added to it, all else being built.
@@ -81,18 +57,4 @@ func buildIn(t testing.TB, dir string, env ...string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build in %s: %v\n%s", dir, err, out)
 	}
-}
-
-func sum(t *testing.T, file string) string {
-	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		t.Fatal(err)
-	}
-	return hex.EncodeToString(h.Sum(nil))
 }
