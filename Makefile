@@ -24,20 +24,23 @@ GOTEST := go test -vet=off
 help: ## says what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Tests that need no virtual machine, and those that do: these run one at a time.
+# Tests that need a virtual machine run one at a time. The recipes call go list
+# themselves: in $(shell) its failure would go unseen, and less would be tested.
 VM_PACKAGES := ./agent/cmd/init ./qemu/...
-PACKAGES = $(shell go list ./... 2>/dev/null | grep -v -e /agent/cmd/init$$ -e /skerry/qemu)
+NO_VM := grep -v -e /agent/cmd/init$$ -e /skerry/qemu
+# The packages by name as they are compiled, where somebody watches.
+SHOW := $(if $(MAKE_TERMERR),-v)
 
 .PHONY: host
 host:
 	@.ci/host-packages
 
 build/skerry: FORCE | host
-	@go build -o $@ ./imagebuild/cmd/skerry
+	@go build $(SHOW) -o $@ ./imagebuild/cmd/skerry
 
 build/kubectl: go.mod | host
 	@echo "building kubectl $(KUBE)"
-	go build -o $@ k8s.io/kubernetes/cmd/kubectl
+	go build $(SHOW) -o $@ k8s.io/kubernetes/cmd/kubectl
 
 .PHONY: image
 image: build/skerry ## BOARD=rpi4: the image, its compressed form and what is in it, in build/BOARD
@@ -50,7 +53,7 @@ run: image build/kubectl ## BOARD=rpi4: boots that image in QEMU until its node 
 	build/skerry qemu up --name $(NAME) --image build/$(BOARD)/skerry-$(BOARD).img --cluster run --detach
 	cp build/qemu/$(NAME)/kubeconfig build/$(NAME)/kubeconfig
 	build/kubectl --kubeconfig build/$(NAME)/kubeconfig get nodes
-	echo "now type: export KUBECONFIG=$(CURDIR)/build/$(NAME)/kubeconfig PATH=$(CURDIR)/build:\$$PATH"
+	echo "now type: export KUBECONFIG=$(CURDIR)/build/$(NAME)/kubeconfig SKERRY_HOME=$(CURDIR)/build/$(NAME) PATH=$(CURDIR)/build:\$$PATH"
 	echo "          kubectl get pods -A      (make stop ends the machine)"
 
 .PHONY: stop
@@ -61,8 +64,9 @@ stop: build/skerry ## ends what make run started
 test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in QEMU
 	@build/skerry image build --board rpi4 -o build/rpi4
 	build/skerry image build --board rpi3 -o build/rpi3
-	$(GOTEST) -timeout 20m $(PACKAGES)
-	$(GOTEST) -p 1 -timeout 60m $(VM_PACKAGES)
+	packages=$$(go list ./...)
+	$(GOTEST) -timeout 20m $$($(NO_VM) <<<"$$packages")
+	$(GOTEST) -p 1 -timeout 80m $(VM_PACKAGES)
 
 .PHONY: test-all
 # The tag brings in the tests that are too long for CI.
@@ -71,7 +75,9 @@ test-all: build/skerry build/kubectl ## everything with full counts; resumable; 
 	@build/skerry image build --board rpi4 -o build/rpi4
 	build/skerry image build --board rpi3 -o build/rpi3
 	[ -e build/test-all.json ] || cp docs/test-all.json build/ 2>/dev/null || true
-	SKERRY_TEST_ALL=1 go run ./qemu/cmd/testall -o build/test-all.json -each '/qemu/e2e$$' $(PACKAGES) $(shell go list $(VM_PACKAGES) 2>/dev/null)
+	packages=$$(go list ./...)
+	machines=$$(go list $(VM_PACKAGES))
+	SKERRY_TEST_ALL=1 go run ./qemu/cmd/testall -o build/test-all.json -whole $$($(NO_VM) <<<"$$packages") $$machines
 
 .PHONY: measure
 measure: image build/kubectl ## the figures of docs/measurements.md; takes half an hour

@@ -48,6 +48,15 @@ type Load struct {
 	InitrdRoom uint64 `yaml:"initrdRoom"`
 	Scratch    uint64 // boot state, slot.txt
 	ScratchCRC uint64 `yaml:"scratchCRC"`
+	Tree       uint64 // two copies of the device tree and an overlay, TreeRoom each
+}
+
+// TreeRoom is how large a device tree with its overlays, and an overlay, may be.
+const TreeRoom = 0x100000
+
+// trees are the places of the two copies and of the overlay.
+func (l Load) trees() [3]uint64 {
+	return [3]uint64{l.Tree, l.Tree + TreeRoom, l.Tree + 2*TreeRoom}
 }
 
 // Machine is a machine as boot.scr tells it from others.

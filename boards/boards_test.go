@@ -43,6 +43,10 @@ func TestByName(t *testing.T) {
 		if !names["u-boot.bin"] || !strings.Contains(b.ConfigTxt, "\nkernel=u-boot.bin\n") {
 			t.Errorf("%s: config.txt or FIRMWARE lack u-boot.bin", name)
 		}
+		// What resets a machine that hangs is loaded before what may hang it.
+		if resets := []string{"bcm2835_wdt", "i6300esb"}; !slices.Equal(b.InitramfsModules[:min(len(resets), len(b.InitramfsModules))], resets) {
+			t.Errorf("%s: the initramfs loads %q, want %q first", name, b.InitramfsModules, resets)
+		}
 		if len(b.InitramfsModules) == 0 || len(b.RootModules) == 0 || b.Kernel == "" {
 			t.Errorf("%s: got no modules or no kernel", name)
 		}
@@ -93,6 +97,7 @@ func TestLoadAddresses(t *testing.T) {
 			{"initrd", l.Initrd, l.Initrd + l.InitrdRoom},
 			{"scratch", l.Scratch, l.Scratch + 0x10000},
 			{"checksum", l.ScratchCRC, l.ScratchCRC + 4},
+			{"device trees and overlay", l.Tree, l.Tree + 3*TreeRoom},
 		}
 		base := uint64(0)
 		if m.Board == "rpi" {

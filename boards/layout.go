@@ -16,6 +16,11 @@ const (
 	// The two copies of the boot state, one sector each.
 	BootState0 = 4 * MiB
 	BootState1 = 14 * MiB
+	// ResetMark is one sector that asks the next boot to make STATE anew.
+	ResetMark = BootState0 + 64<<10
+	// StateMark is one sector that says that STATE was made: so it is never
+	// formatted again, even when its own beginning is lost.
+	StateMark = BootState0 + 128<<10
 
 	FirmwareStart = 16 * MiB
 	FirmwareSize  = 64 * MiB

@@ -16,13 +16,15 @@ const (
 	BootScriptFile = "boot.scr"
 	UBootEnvFile   = "uboot.env"
 	ConfigTxtFile  = "config.txt"
+	OverlaysFile   = "overlays.env" // which overlays boot.scr applies
+	OverlaysDir    = "overlays"     // where it finds them
 )
 
 // BootScript is the text of boot.scr, the same for every board of an
 // architecture: it finds out by itself where it runs. ScriptImage makes the file of it.
 func (b *Board) BootScript() (string, error) {
 	tmpl, err := template.New("boot.scr.tmpl").
-		Funcs(template.FuncMap{"hex": func(n uint64) string { return fmt.Sprintf("0x%x", n) }}).
+		Funcs(template.FuncMap{"hex": func(n uint64) string { return fmt.Sprintf("0x%x", n) }, "trees": Load.trees}).
 		ParseFS(files, "boot.scr.tmpl")
 	if err != nil {
 		return "", fmt.Errorf("parse boot script: %w", err)
@@ -32,6 +34,10 @@ func (b *Board) BootScript() (string, error) {
 		"Machines":  b.boot,
 		"State0":    uint64(BootState0 / SectorSize),
 		"State1":    uint64(BootState1 / SectorSize),
+		"Firmware":  PartFirmware,
+		"Overlays":  OverlaysFile,
+		"Folder":    OverlaysDir,
+		"TreeRoom":  uint64(TreeRoom),
 		"PartA":     PartSlotA,
 		"PartB":     PartSlotB,
 		"Signature": fmt.Sprintf("%08x", uint32(DiskSignature)),
@@ -41,6 +47,12 @@ func (b *Board) BootScript() (string, error) {
 		return "", fmt.Errorf("write boot script: %w", err)
 	}
 	return text.String(), nil
+}
+
+// OverlaysEnv is the content of OverlaysFile: one sector with a checksum, as
+// "env import -c" reads it, so that a torn one costs the overlays and not the boot.
+func OverlaysEnv(names []string) ([]byte, error) {
+	return Env{Size: SectorSize, Vars: map[string]string{"overlays": strings.Join(names, " ")}}.Bytes()
 }
 
 // ScriptImage wraps a script in U-Boot's legacy image header, as

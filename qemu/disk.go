@@ -95,6 +95,11 @@ func (vm *VM) makeOverlay(ctx context.Context, image string) (err error) {
 			return err
 		}
 	}
+	if vm.cfg.Record {
+		if err := vm.beginRecord(ctx, part); err != nil {
+			return err
+		}
+	}
 	if err := os.Rename(vm.path(part), vm.path(OverlayFile)); err != nil {
 		return fmt.Errorf("prepare disk: %w", err)
 	}
@@ -153,14 +158,23 @@ func ReadFirmware(image string) (map[string][]byte, error) {
 }
 
 func (vm *VM) diskArgs() []string {
-	file := "format=qcow2,file=" + escape(vm.path(OverlayFile))
+	format, file := "qcow2", vm.path(OverlayFile)
 	if vm.cfg.RawDisk != "" {
-		file = "format=raw,file=" + escape(vm.cfg.RawDisk)
+		format, file = "raw", vm.cfg.RawDisk
+	}
+	options := "format=" + format + ",file=" + escape(file)
+	if vm.cfg.Record || vm.cfg.Faults {
+		options = vm.layers(format, file)
 	}
 	if vm.cfg.Machine.Disk == "sd" {
-		return []string{"-drive", "if=sd," + file}
+		return []string{"-drive", "if=sd,id=" + diskDevice + "," + options}
 	}
-	return []string{"-drive", "if=none,id=disk,discard=unmap," + file, "-device", vm.cfg.Machine.Disk + ",drive=disk"}
+	device := vm.cfg.Machine.Disk + ",id=" + diskDevice + ",drive="
+	if vm.cfg.Faults {
+		// Two nodes of their own: QEMU reopens whatever was made together with the one that changes.
+		return []string{"-blockdev", "node-name=" + nodeBelow + "," + options, "-blockdev", "driver=raw,discard=unmap,node-name=" + nodeTop + ",file=" + nodeBelow, "-device", device + nodeTop}
+	}
+	return []string{"-drive", "if=none,id=disk,discard=unmap," + options, "-device", device + "disk"}
 }
 
 // CopyDisk writes the disk as it is now to a raw, sparse file. The machine must be off.
@@ -193,7 +207,7 @@ func (vm *VM) Fork(ctx context.Context, dir string, change func(*Config)) (*VM, 
 		}
 	}
 	cfg := vm.cfg
-	cfg.Dir, cfg.Image = dir, ""
+	cfg.Dir, cfg.Image, cfg.Record = dir, "", false
 	if change != nil {
 		change(&cfg)
 	}

@@ -7,9 +7,10 @@
 // qcow2 overlay. A machine that isn't detached dies with the process that started
 // it, also when that is killed.
 //
-// Left out for now: power cuts that lose what was not flushed (Cut keeps all
-// writes in their order; QEMU's blklogwrites goes between overlay and
-// device, see diskArgs), and networks between machines.
+// Cut keeps all writes in their order. With Config.Record they are recorded as well, and package
+// writelog makes from the record the disks on which what was not flushed is lost.
+//
+// Left out for now: networks between machines.
 package qemu
 
 import (
@@ -70,6 +71,11 @@ type Config struct {
 	// RTC is what the hardware clock says at each Start, of machines that have one; zero: the host's time.
 	RTC   time.Time
 	Extra []string
+
+	// Record has QEMU log each write to a new overlay: see WriteLog. A start goes on where the last one ended.
+	Record bool
+	// Faults allows FailDisk, on machines whose disk is no SD card. It costs the machine its snapshots.
+	Faults bool
 }
 
 // VM is a machine. Its methods may be called from several goroutines, Start not.
@@ -101,6 +107,9 @@ func New(ctx context.Context, cfg Config) (*VM, error) {
 	if m.Fixed && (cfg.Memory != m.Memory || cfg.SMP != m.SMP) {
 		return nil, fmt.Errorf("prepare machine %s: got %d MiB and %d processors, want %d and %d: it has no other size", m.Name, cfg.Memory, cfg.SMP, m.Memory, m.SMP)
 	}
+	if cfg.Faults && m.Disk == "sd" {
+		return nil, fmt.Errorf("prepare machine %s: its disk can't be made to fail: QEMU has no way to change an SD card's layers", m.Name)
+	}
 	if m.UBoot.Name != "" && cfg.UBoot == "" {
 		var err error
 		if cfg.UBoot, err = FindUBoot(m); err != nil {
@@ -117,6 +126,11 @@ func New(ctx context.Context, cfg Config) (*VM, error) {
 	vm := &VM{cfg: cfg, grown: make(chan struct{}), ended: true, ports: map[int]int{}}
 	if err := vm.prepareDisk(ctx); err != nil {
 		return nil, err
+	}
+	if cfg.Record {
+		if _, err := os.Stat(vm.WriteLog()); err != nil {
+			return nil, fmt.Errorf("record machine %q: a record begins with a new overlay: %w", cfg.Dir, err)
+		}
 	}
 	return vm, nil
 }
@@ -515,6 +529,14 @@ func (vm *VM) Snapshot(ctx context.Context, name string) error {
 
 // Restore goes back to a snapshot; the console keeps what was printed since.
 func (vm *VM) Restore(ctx context.Context, name string) error { return vm.monitor(ctx, "loadvm "+name) }
+
+// Screenshot writes a PNG of what the machine's display shows.
+func (vm *VM) Screenshot(ctx context.Context, file string) error {
+	if err := vm.qmp.run(ctx, "screendump", map[string]any{"filename": file, "format": "png"}, nil); err != nil {
+		return fmt.Errorf("take a picture of the display: %w", err)
+	}
+	return nil
+}
 
 func (vm *VM) monitor(ctx context.Context, command string) error {
 	answer, err := vm.qmp.human(ctx, command)

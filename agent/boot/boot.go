@@ -36,8 +36,9 @@ func (s *System) Run(steps []Step) error {
 			limit = stepLimit
 		}
 		s.Feeder.Alive(limit + 10*time.Second) // the rest is for saying so
-		start := time.Now()
+		start, ended := time.Now(), s.began(step)
 		err := s.run(step, limit)
+		ended(err)
 		switch {
 		case err == nil:
 			s.Console.Printf("%s done in %dms", step.Name, time.Since(start).Milliseconds())

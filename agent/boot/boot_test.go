@@ -39,11 +39,12 @@ func TestTables(t *testing.T) {
 		want  []string
 	}{
 		{"Initramfs", Initramfs, []string{"mount kernel file systems", "load listed modules?", "start watchdog?", "load modules for hardware?",
-			"find slot", "open slot", "mount root", "check init", "switch root"}},
-		{"Root", Root, []string{"mount file systems", "take over watchdog?", "load modules?", "start watchdog?", "set kernel parameters?",
-			"set clock to build time?", "bring up loopback?", "mount STATE", "make state folders", "restore random seed?", "restore machine id?",
-			"read FIRMWARE?", "restore clock?", "set hostname?", "start network?", "start clock?", "watch power key?", "start containerd?", "note slot?",
-			"wait for network?", "start skerryd?"}},
+			"find slot", "open slot", "mount root", "check init", "count boot", "switch root"}},
+		{"Root", Root, []string{"mount file systems", "take over watchdog?", "load modules?", "start watchdog?", "start console?", "set kernel parameters?", "start swap?",
+			"set clock to build time?", "bring up loopback?", "mount STATE", "make state folders", "watch STATE?", "restore random seed?", "restore machine id?",
+			"read FIRMWARE?", "set watchdog?", "restore clock?", "set hostname?", "start network?", "announce node?", "start clock?", "start status API?", "watch power key?",
+			"start containerd?", "note slot", "wait for network?", "wait for claim?", "start skerryd?"}},
+		{"onClaim", onClaim, []string{"start status API?", "start skerryd?"}},
 		{"Shutdown", Shutdown, []string{"stop units?", "end processes?", "save clock and random seed?", "unmount STATE?", "flush disks?"}},
 	} {
 		if got := names(tt.steps); !slices.Equal(got, tt.want) {
@@ -265,6 +266,9 @@ func TestConfigure(t *testing.T) {
 		used, err := os.ReadFile(filepath.Join(dir, config.FileName))
 		if err != nil || strings.Contains(string(used), "hostname") != (tt.hostname != "") {
 			t.Errorf("%s: skerryd reads %q, %v", tt.name, used, err)
+		}
+		if st, err := os.Stat(filepath.Join(dir, config.FileName)); err != nil || st.Mode() != 0o600 {
+			t.Errorf("%s: skerryd's file has mode %v, %v; want 0600: it may hold passwords", tt.name, st.Mode(), err)
 		}
 	}
 	s, _ := system(t) // a copy that cannot be kept

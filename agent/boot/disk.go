@@ -181,10 +181,11 @@ const formatted = "skerry: STATE is formatted\n"
 type stateKind int
 
 const (
-	stateBlank  stateKind = iota // nothing, or half a file system that never was mounted
-	stateReady                   // ours, made whole
-	stateInUse                   // no mark, but a file system that has been mounted: somebody's data
-	stateErrors                  // ours, and the kernel has found errors in it
+	stateBlank   stateKind = iota // nothing, or half a file system that never was mounted
+	stateReady                    // ours, made whole
+	stateInUse                    // no mark, but a file system that has been mounted: somebody's data
+	stateErrors                   // ours, and the kernel has found errors in it
+	stateDamaged                  // ours by the mark outside of it; its first page is lost
 )
 
 const (

@@ -74,21 +74,70 @@ func giveUp(dev string, slot slots.Slot) (pause time.Duration, conclusion string
 	}
 }
 
-// noteSlot tells the boot state that the booted slot has come up: it may have
-// been marked bad, or have stood in for one that was.
-func noteSlot(s *System) error {
-	if !s.proven {
-		return nil
-	}
+// countBoot notes in the boot state that the slot begins to boot; noteSlot takes
+// that back once containerd runs. A slot whose last boots all ended before that,
+// by a panic, a hang that the watchdog ended or noteSlot's own reboot, is refused.
+// Two sectors written per boot are the price of seeing a kernel that panics
+// before anything else can be written. What goes wrong here stops no boot.
+func countBoot(s *System) error {
 	slot, err := slots.ParseSlot(s.slot())
+	if err == nil {
+		var d disk
+		if d, err = findDisk("/sys", "/dev"); err == nil {
+			err = slotBegins(d.dev, slot)
+		}
+	}
+	if errors.As(err, new(refusal)) {
+		return err
+	}
+	if err != nil {
+		s.Console.Errorf("count boot: %v", err)
+	}
+	return nil
+}
+
+func slotBegins(dev string, slot slots.Slot) error {
+	state, index, err := readBootState(dev)
+	if errors.Is(err, slots.ErrNoState) {
+		return nil // noteSlot makes a new one
+	}
+	if err != nil || state.Phase() != slots.Steady {
+		return err
+	}
+	if state.Hopeless(slot) {
+		return refusal{fmt.Errorf("slot %s: the last boots (%d) did not get as far as containerd", slot, state.Boots)}
+	}
+	next, err := state.CountBoot(slot)
 	if err != nil {
 		return err
 	}
+	return writeBootState(dev, 1-index, next)
+}
+
+// noteSlot tells the boot state that the booted slot has come up: it may have
+// been marked bad, or have stood in for one that was. A slot in which containerd does not
+// start is left only for another that is whole: a reboot would mend nothing else,
+// and while the node is up it says what is wrong.
+func noteSlot(s *System) error {
+	slot, err := slots.ParseSlot(s.slot())
+	if err != nil {
+		s.Console.Errorf("note slot: %v", err)
+		return nil
+	}
+	if !s.proven {
+		state, _, err := readBootState(s.disk.dev)
+		if other := slot.Other(); err == nil && state.Phase() == slots.Steady && state.Status(other) == slots.OK {
+			return fmt.Errorf("slot %s: containerd does not start; slot %s is whole and is next after %d such boots", slot, other, slots.MaxBoots)
+		}
+		return nil
+	}
 	note, err := slotUp(s.disk.dev, slot)
-	if err == nil && note != "" {
+	if err != nil {
+		s.Console.Errorf("note slot: %v", err)
+	} else if note != "" {
 		s.Console.Printf("%s", note)
 	}
-	return err
+	return nil
 }
 
 func slotUp(dev string, slot slots.Slot) (note string, err error) {
@@ -98,12 +147,15 @@ func slotUp(dev string, slot slots.Slot) (note string, err error) {
 		err = errors.Join(writeBootState(dev, 0, slots.Rebuilt(slot)), writeBootState(dev, 1, slots.Rebuilt(slot)))
 		return fmt.Sprintf("both copies of the boot state were lost; written anew with slot %s", slot), err
 	}
-	if err != nil || state.Phase() != slots.Steady || state.Good == slot && state.Status(slot) == slots.OK && state.Fails == 0 {
+	if err != nil || state.Phase() != slots.Steady || state.Good == slot && state.Status(slot) == slots.OK && state.Fails == 0 && state.Boots == 0 {
 		return "", err
 	}
 	next, err := state.Recover(slot)
 	if err != nil {
 		return "", err
+	}
+	if state.Good == slot && state.Status(slot) == slots.OK && state.Fails == 0 {
+		return "", writeBootState(dev, 1-index, next) // a boot like any other
 	}
 	return fmt.Sprintf("slot %s has come up; it is the good one now", slot), writeBootState(dev, 1-index, next)
 }

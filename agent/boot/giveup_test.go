@@ -62,15 +62,45 @@ func TestGiveUpTheOnlySlot(t *testing.T) {
 	if err != nil || note == "" || held(t, dev).Status(slots.A) != slots.OK || held(t, dev).Fails != 0 {
 		t.Errorf("slotUp() = %q, %v, leaves %v; want slot a good again", note, err, held(t, dev))
 	}
-	before, err := os.ReadFile(dev)
-	if err != nil {
-		t.Fatal(err)
+}
+
+// Boots that come up leave no trace; the fourth after three that did not is refused.
+func TestHopelessBoots(t *testing.T) {
+	both := slots.New(slots.A)
+	both.B = slots.OK
+	dev := stateDisk(t, both)
+	begin := func(slot slots.Slot, refused bool) {
+		t.Helper()
+		if err := slotBegins(dev, slot); errors.As(err, new(refusal)) != refused || !refused && err != nil {
+			t.Fatalf("slotBegins(%s) = %v, with boot state %v; want refusal: %v", slot, err, held(t, dev), refused)
+		}
 	}
-	if note, err := slotUp(dev, slots.A); note != "" || err != nil {
-		t.Errorf("slotUp() of a good slot = %q, %v; want nothing", note, err)
+	for range 2 * slots.MaxBoots {
+		begin(slots.A, false)
+		if note, err := slotUp(dev, slots.A); note != "" || err != nil {
+			t.Fatalf("slotUp() after a boot like any other = %q, %v; want nothing", note, err)
+		}
 	}
-	if after, err := os.ReadFile(dev); err != nil || string(after) != string(before) {
-		t.Error("a boot like any other writes the boot state")
+	for range slots.MaxBoots {
+		begin(slots.A, false)
+	}
+	begin(slots.A, true)
+	if _, conclusion, err := giveUp(dev, slots.A); err != nil || conclusion != "slot a is marked bad; slot b is next" {
+		t.Errorf("giveUp(a) = %q, %v", conclusion, err)
+	}
+	for range slots.MaxBoots {
+		begin(slots.B, false)
+	}
+	begin(slots.B, true)
+	// Both given up: from now on each gets one boot between two pauses.
+	if pause, conclusion, err := giveUp(dev, slots.B); err != nil || pause != 2*FirstPause || !strings.Contains(conclusion, "take turns") {
+		t.Errorf("giveUp(b) = %v, %q, %v", pause, conclusion, err)
+	}
+	begin(slots.A, false)
+	begin(slots.A, true)
+
+	if err := slotBegins(stateDisk(t), slots.A); err != nil {
+		t.Errorf("slotBegins() without a boot state = %v; want it to boot", err)
 	}
 }
 

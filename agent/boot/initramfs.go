@@ -29,6 +29,7 @@ var Initramfs = []Step{
 	{Name: "open slot", Run: openSlot},
 	{Name: "mount root", Run: mountRoot},
 	{Name: "check init", Run: checkInit},
+	{Name: "count boot", Run: countBoot},
 	{Name: "switch root", Run: switchRoot},
 }
 
@@ -61,6 +62,7 @@ func mountKernel(s *System) error {
 		return fmt.Errorf("read kernel command line: %w", err)
 	}
 	s.Args = ParseCommandLine(string(line))
+	s.learn(func(k *known) { k.args = s.Args })
 	return nil
 }
 

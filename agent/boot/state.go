@@ -18,16 +18,39 @@ import (
 // grows to the end of the disk, then comes the file system, then a mark that
 // both are whole. Each of the three can be cut short and is repeated by the
 // next boot; nothing is ever formatted that has been in use.
+//
+// A factory reset is a mark outside of STATE (reset.go): then it is made anew,
+// whatever it holds.
 func mountState(s *System) error {
 	var err error
 	if s.disk, err = findDisk("/sys", "/dev"); err != nil {
 		return err
 	}
+	s.learn(func(k *known) { k.disk = s.disk })
 	dev, err := s.disk.partition("/dev", boards.PartState)
 	if err != nil {
 		return err
 	}
-	kind, err := examineDevice(dev)
+	mark, err := readReset(s.disk.dev)
+	if err != nil {
+		s.Console.Errorf("%v", err) // STATE may be fine all the same
+	}
+	if mark == nil {
+		err := s.openState(dev)
+		if err == nil {
+			return nil
+		}
+		if mark = s.lastResort(); mark == nil {
+			return err
+		}
+		s.Console.Errorf("mount STATE: %v; FIRMWARE holds %s, so it is made anew", err, ResetFile)
+	}
+	return s.carryOut(dev, *mark)
+}
+
+// openState makes or repairs STATE as its content asks for, and mounts it.
+func (s *System) openState(dev string) error {
+	kind, err := s.examineState(dev)
 	if err != nil {
 		return err
 	}
@@ -38,14 +61,16 @@ func mountState(s *System) error {
 		}
 	case stateInUse:
 		s.Console.Errorf("STATE has no mark of ours but a file system that was in use: it is used as it is")
+	case stateDamaged:
+		if err := s.reclaim(dev); err != nil {
+			return err
+		}
 	case stateErrors:
 		if err := s.repair(dev); err != nil {
 			return err
 		}
 	}
-	// Zeroing inode tables in the background would write a hundred
-	// megabytes to a card for nothing: their checksums say what is unused.
-	state := mount.Mount{Source: dev, Target: "/var", Type: "ext4", Flags: unix.MS_NOATIME, Data: "errors=remount-ro,noinit_itable"}
+	state := stateMount(dev)
 	err = state.Apply()
 	if err == nil {
 		return nil
@@ -58,6 +83,10 @@ func mountState(s *System) error {
 		return fmt.Errorf("%v: %w", state, err)
 	}
 	return nil
+}
+
+func stateMount(dev string) mount.Mount {
+	return mount.Mount{Source: dev, Target: "/var", Type: "ext4", Flags: unix.MS_NOATIME, Data: stateOptions}
 }
 
 func examineDevice(dev string) (stateKind, error) {
@@ -96,20 +125,11 @@ func (s *System) makeState(dev string) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("mark STATE: %w", err)
 	}
+	if err := markState(s.disk.dev); err != nil {
+		return err
+	}
 	s.Console.Printf("STATE formatted")
 	return nil
-}
-
-// repair lets e2fsck mend what it can without questions, and then whatever is
-// left: an unattended node has nobody to ask, and the alternative is none.
-func (s *System) repair(dev string) error {
-	const corrected = 3 // exit status up to which the file system is fine
-	err := s.tool("/usr/sbin/e2fsck", corrected, "-p", dev)
-	if err == nil {
-		return nil
-	}
-	s.Console.Errorf("%v", err)
-	return s.tool("/usr/sbin/e2fsck", corrected, "-y", dev)
 }
 
 // tool runs a program whose exit status must be at most good.

@@ -9,9 +9,10 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,6 @@ import (
 	"skerry.internal/skerry/agent/provision"
 	"skerry.internal/skerry/agent/supervise"
 	"skerry.internal/skerry/agent/watchdog"
-	"skerry.internal/skerry/boards"
 )
 
 // System is what steps leave for later ones.
@@ -37,6 +37,8 @@ type System struct {
 	Reaper   *supervise.Reaper // from the root file system on
 	// PowerKey receives when somebody presses the power key.
 	PowerKey chan struct{}
+	// Requests receives what the status API is asked to do to the machine.
+	Requests chan Request
 
 	ctx      context.Context // of what runs in the background
 	cancel   context.CancelFunc
@@ -50,12 +52,28 @@ type System struct {
 	network  *network.Manager
 	units    *supervise.Supervisor
 	proven   bool // the slot has brought up containerd
+
+	unclaimed bool // when this boot came to it; a claim leaves it as it is
+	claiming  claiming
+
+	mu    sync.Mutex // guards what follows
+	known known
+
+	starting sync.Mutex // held while the status API is being started; guards what follows
+	serving  bool
+	repaired bool // STATE had to be, at this boot
+	watch    atomic.Pointer[stateWatch]
+
+	booted      chan struct{} // closed when the boot is complete
+	screen      context.Context
+	stopConsole context.CancelFunc // ends screen
 }
 
 // New returns a system of which nothing is known yet.
 func New() *System {
-	s := &System{Console: &Console{}, PowerKey: make(chan struct{}, 1), config: &config.Config{}}
+	s := &System{Console: &Console{}, PowerKey: make(chan struct{}, 1), Requests: make(chan Request, 1), config: &config.Config{}, booted: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.screen, s.stopConsole = context.WithCancel(s.ctx)
 	return s
 }
 
@@ -63,11 +81,16 @@ func New() *System {
 // not start any by other means than r.
 func (s *System) Supervise(r *supervise.Reaper) {
 	s.Reaper = r
+	s.inheritSteps(os.Getenv(StepsVariable))
 	s.units = supervise.New(supervise.Config{
 		Reaper: r, RunDir: runDir + "/notify", LogDir: logDir, Cgroup: unitCgroup,
 		Printf: s.Console.Printf, Errorf: s.Console.Errorf,
 		Status: func(unit, status string) { s.Console.Printf("%s", status) },
 	})
+	go func() {
+		defer s.guard()
+		s.units.WakeStopped(s.ctx, 30*time.Second)
+	}()
 }
 
 // Root is the second half of a boot: from the verified root file system to
@@ -77,22 +100,29 @@ var Root = []Step{
 	{Name: "take over watchdog", Optional: true, Run: startWatchdog},
 	{Name: "load modules", Optional: true, Limit: 2 * time.Minute, Run: loadModules},
 	{Name: "start watchdog", Optional: true, Run: startWatchdog}, // a driver of the root's modules
+	{Name: "start console", Optional: true, Run: startConsole},
 	{Name: "set kernel parameters", Optional: true, Run: setParameters},
+	{Name: "start swap", Optional: true, Run: startSwap},
 	{Name: "set clock to build time", Optional: true, Run: raiseClock},
 	{Name: "bring up loopback", Optional: true, Run: func(*System) error { return network.Loopback() }},
-	{Name: "mount STATE", Limit: 30 * time.Minute, Run: mountState},
+	{Name: stepMountState, Limit: 30 * time.Minute, Run: mountState},
 	{Name: "make state folders", Run: makeFolders},
+	{Name: "watch STATE", Optional: true, Run: watchState},
 	{Name: "restore random seed", Optional: true, Run: restoreSeed},
 	{Name: "restore machine id", Optional: true, Run: restoreMachineID},
 	{Name: "read FIRMWARE", Optional: true, Run: readFirmware},
+	{Name: "set watchdog", Optional: true, Run: setWatchdog},
 	{Name: "restore clock", Optional: true, Run: restoreClock},
 	{Name: "set hostname", Optional: true, Run: setHostname},
 	{Name: "start network", Optional: true, Run: startNetwork},
+	{Name: "announce node", Optional: true, Run: announceNode},
 	{Name: "start clock", Optional: true, Run: startClock},
+	{Name: "start status API", Optional: true, Run: func(s *System) error { return s.startStatus() }},
 	{Name: "watch power key", Optional: true, Run: watchPowerKey},
 	{Name: "start containerd", Optional: true, Limit: 6 * time.Minute, Run: startContainerd},
-	{Name: "note slot", Optional: true, Run: noteSlot},
+	{Name: "note slot", Run: noteSlot},
 	{Name: "wait for network", Optional: true, Run: waitNetwork},
+	{Name: "wait for claim", Optional: true, Run: waitClaim}, // in the background
 	{Name: "start skerryd", Optional: true, Limit: 11 * time.Minute, Run: startSkerryd},
 }
 
@@ -250,6 +280,8 @@ var parameters = []mount.Entry{
 	mount.Sysctl("net.ipv4.ip_forward", "1"),
 	mount.Sysctl("net.ipv4.conf.all.rp_filter", "0"), // pods answer on other ways than they were asked
 	mount.Sysctl("net.ipv4.conf.default.rp_filter", "0"),
+	// Another address of the same network, from DHCP, must outlive the first one.
+	mount.Sysctl("net.ipv4.conf.all.promote_secondaries", "1"),
 	mount.Setting{Path: "/proc/sys/net/ipv6/conf/all/forwarding", Value: "1", Optional: true},
 	mount.Setting{Path: "/proc/sys/net/bridge/bridge-nf-call-iptables", Value: "1", Optional: true},
 	mount.Setting{Path: "/proc/sys/net/bridge/bridge-nf-call-ip6tables", Value: "1", Optional: true},
@@ -260,7 +292,7 @@ func setParameters(*System) error { return mount.Apply(parameters) }
 
 func raiseClock(s *System) error {
 	built, err := clock.Read(buildTime)
-	s.floor = clock.Floor(s.floor, built)
+	s.setFloor(built)
 	return errors.Join(err, s.raise(s.floor))
 }
 
@@ -273,14 +305,21 @@ func (s *System) restoreClock(file, state string, raise func(time.Time) error) e
 	saved, err := clock.Read(file)
 	b, berr := provision.Load(state)
 	if b != nil {
-		s.floor = clock.Floor(s.floor, b.Created)
+		s.setFloor(b.Created)
 	}
 	return errors.Join(err, berr, raise(clock.Floor(s.floor, saved)))
 }
 
+func (s *System) setFloor(t time.Time) {
+	s.floor = clock.Floor(s.floor, t)
+	s.learn(func(k *known) { k.floor = s.floor })
+}
+
 // raise sets the clock to the latest time that is likely to have passed.
 func (s *System) raise(likely time.Time) error {
-	moved, err := clock.Raise(clock.Floor(likely, clock.RTC("/sys")))
+	rtc := clock.RTC("/sys")
+	s.learn(func(k *known) { k.source = timeSource(s.floor, likely, rtc) })
+	moved, err := clock.Raise(clock.Floor(likely, rtc))
 	if moved > clock.Jump {
 		s.Console.Printf("clock set forward to %s", time.Now().UTC().Format(time.RFC3339))
 	}
@@ -344,65 +383,6 @@ func validMachineID(s string) bool {
 	return err == nil && len(b) == 16
 }
 
-// readFirmware takes what a person or `skerry flash` has left on FIRMWARE: the
-// configuration is copied, the provisioning bundle is taken away. FIRMWARE is
-// mounted only meanwhile, and writable only when there is a bundle.
-func readFirmware(s *System) (err error) {
-	fat := mount.Mount{Target: firmwareDir, Type: "vfat", Flags: unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "umask=0077"}
-	if fat.Source, err = s.disk.partition("/dev", boards.PartFirmware); err == nil {
-		if err = fat.Apply(); err != nil {
-			err = fmt.Errorf("%v: %w", fat, err)
-		}
-	}
-	if err != nil {
-		return s.configure(nil, err, savedConfig, runDir)
-	}
-	defer func() { err = errors.Join(err, unix.Unmount(firmwareDir, 0)) }()
-	data, err := os.ReadFile(filepath.Join(firmwareDir, config.FileName))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		err = nil // all defaults
-	case err != nil:
-		err = fmt.Errorf("read configuration: %w", err)
-	}
-	if err := s.configure(data, err, savedConfig, runDir); err != nil {
-		return err
-	}
-	if _, err := os.Lstat(filepath.Join(firmwareDir, provision.FileName)); err != nil {
-		return nil
-	}
-	if err := unix.Mount("", firmwareDir, "", unix.MS_REMOUNT|unix.MS_SYNCHRONOUS|fat.Flags&^unix.MS_RDONLY, fat.Data); err != nil {
-		return fmt.Errorf("make FIRMWARE writable: %w", err)
-	}
-	taken, err := provision.Take(firmwareDir, stateDir)
-	if taken {
-		s.Console.Printf("provisioning bundle taken from FIRMWARE")
-	}
-	return err
-}
-
-// configure puts the text of skerry.yaml to use, and into dir for skerryd. A
-// FIRMWARE that cannot be read (fault says why) must not make another node of
-// this one: then the copy of what was read last counts, at saved.
-func (s *System) configure(data []byte, fault error, saved, dir string) error {
-	var err error
-	if fault == nil {
-		if err = atomicfile.WriteFile(saved, data, 0o600); err != nil {
-			err = fmt.Errorf("keep copy of configuration: %w", err)
-		}
-	} else if data, err = os.ReadFile(saved); err == nil {
-		s.Console.Printf("FIRMWARE cannot be read; using the copy of its %s from an earlier boot", config.FileName)
-	} else {
-		s.Console.Printf("FIRMWARE cannot be read, and there is no copy of its %s; using defaults", config.FileName)
-	}
-	var mistakes []config.Mistake
-	s.config, mistakes = config.Parse(data)
-	for _, m := range mistakes {
-		s.Console.Errorf("%v", m)
-	}
-	return errors.Join(fault, err, os.WriteFile(filepath.Join(dir, config.FileName), data, 0o644))
-}
-
 // setHostname names the node: what skerry.yaml says, or a name made from the
 // hardware at first boot and kept, so that another network adaptor does not
 // make another node.
@@ -415,6 +395,7 @@ func setHostname(s *System) error {
 		name = "skerry"
 	}
 	s.hostname = name
+	s.learn(func(k *known) { k.hostname = name })
 	return errors.Join(err, unix.Sethostname([]byte(name)), os.WriteFile("/run/hostname", []byte(name+"\n"), 0o644))
 }
 
@@ -448,6 +429,7 @@ func startNetwork(s *System) error {
 		JSON: runDir + "/network.json", ResolvConf: "/run/resolv.conf", SavedLease: initDir + "/lease.json",
 		Hostname: s.hostname, Interfaces: s.config.Network.Interfaces, Printf: s.Console.Printf, Errorf: s.Console.Errorf,
 	})
+	s.learn(func(k *known) { k.network = s.network })
 	go func() {
 		defer s.guard()
 		s.network.Run(s.ctx)
@@ -457,7 +439,7 @@ func startNetwork(s *System) error {
 
 // startClock keeps the clock right and remembers it once an hour.
 func startClock(s *System) error {
-	sync := &clock.Sync{Floor: s.floor, Printf: s.Console.Printf, Synced: func() { s.saveClock() }, Servers: func() []string {
+	keeper := &clock.Sync{Floor: s.floor, Printf: s.Console.Printf, Synced: func() { s.saveClock() }, Servers: func() []string {
 		var servers []string
 		for _, server := range s.config.NTP {
 			servers = append(servers, string(server))
@@ -467,9 +449,10 @@ func startClock(s *System) error {
 		}
 		return servers
 	}}
+	s.learn(func(k *known) { k.sync = keeper })
 	go func() {
 		defer s.guard()
-		sync.Run(s.ctx, s.network.Changed())
+		keeper.Run(s.ctx, s.network.Changed())
 	}()
 	go func() {
 		defer s.guard()
@@ -502,7 +485,7 @@ func (s *System) saveClock() {
 var (
 	containerd = supervise.Unit{
 		Name: "containerd", Args: []string{"/usr/bin/containerd", "--config", "/etc/containerd/config.toml"},
-		StartTimeout: 3 * time.Minute, OOMScoreAdj: -999,
+		StartTimeout: 3 * time.Minute, Watchdog: time.Minute, Probe: answersHTTP2("/run/containerd/containerd.sock"), OOMScoreAdj: -999,
 	}
 	skerryd = supervise.Unit{
 		Name: "skerryd", Args: []string{"/usr/bin/skerryd", "--config", runDir + "/" + config.FileName, "--data-dir", stateDir},
@@ -510,13 +493,24 @@ var (
 	}
 )
 
+// containerdPatience is how long containerd may take before a slot counts as one
+// that does not come up. It reads its database from a slow card, and is
+// started anew meanwhile should it end.
+const containerdPatience = 3 * time.Minute
+
 func startContainerd(s *System) error {
-	err := s.startUnit(containerd, 5*time.Minute)
+	err := s.startUnit(containerd, containerdPatience)
 	s.proven = err == nil
 	return err
 }
 
-func startSkerryd(s *System) error { return s.startUnit(skerryd, 10*time.Minute) }
+// startSkerryd leaves it to a claim where there is no cluster yet.
+func startSkerryd(s *System) error {
+	if s.unclaimed {
+		return nil
+	}
+	return s.startUnit(skerryd, 10*time.Minute)
+}
 
 func (s *System) startUnit(u supervise.Unit, patience time.Duration) error {
 	if err := s.units.Start(u); err != nil {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/beevik/ntp"
@@ -111,6 +112,18 @@ type Sync struct {
 	query func(server string) (time.Duration, error) // nil: NTP
 	apply func(offset time.Duration) error           // nil: the system clock
 	pause func(ok bool, failures int) time.Duration  // nil: pause
+
+	mu     sync.Mutex // guards what follows
+	server string
+	synced time.Time
+}
+
+// Last says which server answered last, and when by the corrected clock; zero
+// if none has.
+func (s *Sync) Last() (server string, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.server, s.synced
 }
 
 // Run returns when ctx ends. wake cuts a pause short: a network has come up.
@@ -169,6 +182,9 @@ func (s *Sync) round(query func(string) (time.Duration, error), apply func(time.
 		if offset.Abs() >= Jump {
 			s.Printf("clock set by %v to %s, from %s", offset.Round(time.Millisecond), time.Now().UTC().Format(time.RFC3339), server)
 		}
+		s.mu.Lock()
+		s.server, s.synced = server, time.Now()
+		s.mu.Unlock()
 		if s.Synced != nil {
 			s.Synced()
 		}

@@ -27,6 +27,10 @@ const MaxSize = 1 << 20
 // Config is the node's configuration. Zero values mean the documented default.
 // docs/skerry.yaml.md is made from these comments.
 type Config struct {
+	// What the node is. server, the only one there is yet, is also what it is
+	// without this key: the cluster's control plane, which runs pods too.
+	Role Role `yaml:"role"`
+
 	// The node's name, in Kubernetes too: at most 63 lower-case letters, digits
 	// and hyphens. Without it: skerry- and the end of the first MAC address.
 	Hostname Hostname `yaml:"hostname"`
@@ -39,8 +43,8 @@ type Config struct {
 	// them: those that DHCP names.
 	NTP []Server `yaml:"ntp"`
 
-	// Where images of a registry are pulled from. Without it: from the
-	// registry's own name over HTTPS.
+	// Where images of a registry are pulled from, and as whom. Without it: from the
+	// registry's own name over HTTPS, as nobody.
 	Registries []Registry `yaml:"registries"`
 
 	// Labels of the Node object, name: value. A label that leaves this file
@@ -54,42 +58,95 @@ type Config struct {
 
 	// What pods can't have, so that they end before the system does.
 	Reserved Reserved `yaml:"reserved"`
+
+	// Which consoles show the screen with the node's state: both (as without this
+	// key), serial, hdmi, or off. The kernel's messages go to all of them in any case.
+	Console Console `yaml:"console"`
+
+	// The seconds after which the hardware watchdog resets a node that hangs, 15
+	// to 600, or off. Without it: 60. Hardware that knows less keeps what it has
+	// (a Raspberry Pi: 15). off counts from when this file is read, so not for the
+	// first seconds of a boot.
+	Watchdog Watchdog `yaml:"watchdog"`
+
+	// Device-tree overlays that U-Boot applies, in this order, at most 8: dac
+	// stands for the file overlays/dac.dtbo on FIRMWARE. A change restarts the node
+	// once more. One that is missing or does not fit is left out, which the console
+	// says. Not in QEMU's virt machine, whose U-Boot can't. On a Raspberry Pi
+	// the firmware's own way works too: dtoverlay= in config.txt.
+	Overlays []Overlay `yaml:"overlays"`
 }
 
 // Network is the node's network.
 type Network struct {
-	// Interfaces that are not to use DHCP.
+	// Interfaces that are not to do the usual: DHCP for IPv4, router
+	// advertisements for IPv6.
 	Interfaces []Interface `yaml:"interfaces"`
 }
 
-// Interface is one wired interface with a fixed address.
+// Interface is one wired interface, or a VLAN on it.
 type Interface struct {
 	// Its name, as the console shows it. Either this or mac.
 	Name string `yaml:"name"`
 	// Its hardware address, which stays when names change.
 	MAC MAC `yaml:"mac"`
-	// Its IPv4 address with the length of the network's prefix.
+	// A VLAN, 1 to 4094: what follows is for this VLAN on the interface of that name
+	// or mac, not for the interface itself. eth0 and 20 make eth0.20.
+	VLAN VLAN `yaml:"vlan"`
+	// Its IPv4 address with the length of the network's prefix. Either this or dhcp.
 	Address netip.Prefix `yaml:"address"`
-	// The router to other networks. Without it: none is reached.
+	// true: it asks for an IPv4 address, and what else stands here comes before what
+	// the server says. false: it has none, as the interface under a VLAN may.
+	DHCP Switch `yaml:"dhcp"`
+	// The router to other networks, for an address that stands here. Without it: none is reached.
 	Gateway netip.Addr `yaml:"gateway"`
-	// Name servers.
-	DNS []netip.Addr `yaml:"dns"`
+	// auto (as without this key): addresses and routes that routers advertise, and
+	// address6; name servers are not taken from there. off: no IPv6 at all.
+	IPv6 IPv6 `yaml:"ipv6"`
+	// An IPv6 address with the length of the network's prefix, like fd00:1::5/64. Kubernetes
+	// uses IPv4 only; this is for name servers, time servers, registries and who asks the node.
+	Address6 Prefix6 `yaml:"address6"`
+	// The IPv6 router to other networks, besides those that are advertised. It may be a
+	// link-local address.
+	Gateway6 Addr6 `yaml:"gateway6"`
+	// Name servers, IPv4 or IPv6.
+	DNS []IP `yaml:"dns"`
 	// The domain that names without a dot are looked up in.
 	Domain string `yaml:"domain"`
-	// The largest packet in bytes, 576 to 9216. Without it: the interface's own.
+	// The largest packet in bytes, 576 to 9216; with IPv6 at least 1280. Without it:
+	// the interface's own.
 	MTU int `yaml:"mtu"`
 }
+
+// maxVLANParent leaves room for .4094: an interface's name has 15 characters.
+const maxVLANParent = 10
 
 func (i *Interface) validate() error {
 	switch {
 	case (i.Name == "") == (i.MAC == ""):
 		return errors.New("interface: want either name or mac")
-	case !i.Address.IsValid():
-		return errors.New("interface: no address; without one leave the interface out, and it uses DHCP")
+	case strings.ContainsAny(i.Name, "/ \t\n") || i.Name == "." || i.Name == ".." || len(i.Name) > 15:
+		return fmt.Errorf("name %q: want an interface's name, like eth0", i.Name)
+	case i.VLAN > 0 && len(i.Name) > maxVLANParent:
+		return fmt.Errorf("name %q: want at most %d characters under a VLAN; use mac", i.Name, maxVLANParent)
+	case !i.Address.IsValid() && i.DHCP == "":
+		return errors.New("interface: want address, dhcp: true or dhcp: false; without an entry an interface uses DHCP")
+	case i.Address.IsValid() && i.DHCP == On:
+		return errors.New("interface: want either address or dhcp: true")
+	case i.Gateway.IsValid() && !i.Address.IsValid():
+		return errors.New("gateway: want an address beside it; DHCP names its own")
 	case i.Gateway.IsValid() && (!i.Address.Masked().Contains(i.Gateway) || i.Gateway == i.Address.Addr()):
 		return fmt.Errorf("gateway %v: want another address in the interface's network %v", i.Gateway, i.Address.Masked())
+	case i.IPv6 == IPv6Off && (i.Address6.IsValid() || i.Gateway6.IsValid()):
+		return errors.New("ipv6: off leaves no room for address6 and gateway6")
+	case i.Gateway6.IsValid() && !i.Address6.IsValid():
+		return errors.New("gateway6: want address6 beside it; advertised routers need no entry")
+	case i.Gateway6.IsValid() && (i.Gateway6.Addr == i.Address6.Addr() || !i.Gateway6.IsLinkLocalUnicast() && !i.Address6.Masked().Contains(i.Gateway6.Addr)):
+		return fmt.Errorf("gateway6 %v: want a link-local address or another one in the interface's network %v", i.Gateway6, i.Address6.Masked())
 	case i.MTU != 0 && (i.MTU < 576 || i.MTU > 9216):
 		return fmt.Errorf("mtu %d: want 576 to 9216", i.MTU)
+	case i.MTU != 0 && i.MTU < 1280 && i.Address6.IsValid():
+		return fmt.Errorf("mtu %d: want at least 1280 for IPv6", i.MTU)
 	case strings.ContainsAny(i.Domain, " \t\n"):
 		return fmt.Errorf("domain %q: want one name, like farm.example.org", i.Domain)
 	}
@@ -102,11 +159,27 @@ type Registry struct {
 	Host ImageHost `yaml:"host"`
 	// URLs that are tried in order before the host itself.
 	Mirrors []URL `yaml:"mirrors"`
+	// Who pulls. It goes with password to the registry, and to those of its mirrors
+	// that ask for it. Whoever holds the card can read both.
+	Username string `yaml:"username"`
+	// The password, or the access token where the registry gives out such.
+	Password Secret `yaml:"password"`
+	// The certificate of the authority that the registry and its mirrors are trusted by, besides the
+	// public ones: the text of a PEM file, after ca: | and indented.
+	CA PEM `yaml:"ca"`
+	// true: whoever answers for the registry and its mirrors is believed, without a look at certificates.
+	// For trying things out.
+	Insecure Switch `yaml:"insecure"`
 }
 
 func (r *Registry) validate() error {
-	if r.Host == "" {
+	switch {
+	case r.Host == "":
 		return errors.New("registry: no host; want for example docker.io")
+	case (r.Username == "") != (r.Password == ""):
+		return fmt.Errorf("registry %s: want username and password, or neither", r.Host)
+	case strings.ContainsAny(r.Username, ":\n"):
+		return fmt.Errorf("registry %s: username: want one without a colon", r.Host) // it ends there in HTTP
 	}
 	return nil
 }
@@ -116,6 +189,12 @@ type Reserved struct {
 	// Memory for the system and skerryd, like 400Mi. Without it: 400Mi, at most
 	// 40 percent of what there is.
 	Memory Bytes `yaml:"memory"`
+	// Processor time for the system and skerryd that pods can't ask for, in thousandths of a
+	// processor, like 200m. Without it: none; they come first when it is short.
+	CPU CPU `yaml:"cpu"`
+	// Room on STATE that pods and images may not take, like 1Gi: with less, images that are not
+	// used are removed, then pods end. Without it: 10 percent of STATE, 15 for images.
+	Storage Bytes `yaml:"storage"`
 }
 
 // Hostname is an RFC 1123 label.
@@ -236,7 +315,7 @@ func (t Taint) String() string {
 	return t.Key + "=" + t.Value + ":" + t.Effect
 }
 
-// Bytes is an amount of memory, positive when it is set.
+// Bytes is an amount of memory or storage, positive when it is set.
 type Bytes int64
 
 var amount = regexp.MustCompile(`^([0-9]{1,9})(Ki|Mi|Gi)$`)

@@ -2,11 +2,15 @@ package config
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"math/big"
 	"net/netip"
 	"os"
 	"reflect"
@@ -51,7 +55,7 @@ reserved:
 `,
 			want: Config{Hostname: "barn-1", NTP: []Server{"10.0.0.1", "::1", "time.example.org"},
 				Network: Network{Interfaces: []Interface{eth0, {MAC: "dc:a6:32:01:02:03", Address: netip.MustParsePrefix("10.2.0.5/16"),
-					DNS: []netip.Addr{netip.MustParseAddr("10.2.0.1"), netip.MustParseAddr("10.2.0.2")}, Domain: "farm.example.org", MTU: 9000}}},
+					DNS: []IP{{netip.MustParseAddr("10.2.0.1")}, {netip.MustParseAddr("10.2.0.2")}}, Domain: "farm.example.org", MTU: 9000}}},
 				Registries: []Registry{{Host: "docker.io", Mirrors: []URL{"http://10.0.0.5:5000"}}},
 				Labels:     Labels{"example.org/site": "north-barn", "gpu": ""},
 				Taints:     []Taint{{"example.org/dark", "yes", "NoSchedule"}, {"cold", "", "NoExecute"}},
@@ -71,6 +75,40 @@ reserved:
 		{name: "no host", in: "registries:\n- mirrors: []\n", lines: []int{2}},
 		{name: "address without length", in: "network:\n  interfaces:\n  - name: eth0\n    address: 10.1.0.5\n", lines: []int{4}},
 		{name: "IPv6", in: "network:\n  interfaces:\n  - name: eth0\n    address: fd00::1/64\n", lines: []int{4}},
+		{name: "role", in: "role: server\n", want: Config{Role: RoleServer}},
+		{name: "roles", in: "role: worker\n", lines: []int{1}},
+		{name: "VLAN", in: "network:\n  interfaces:\n  - {name: eth0, dhcp: false}\n  - {name: eth0, vlan: 20, dhcp: true, mtu: 1400, dns: [10.0.0.1, 'fd00::1']}\n",
+			want: Config{Network: Network{Interfaces: []Interface{{Name: "eth0", DHCP: Off}, {Name: "eth0", VLAN: 20, DHCP: On, MTU: 1400,
+				DNS: []IP{{netip.MustParseAddr("10.0.0.1")}, {netip.MustParseAddr("fd00::1")}}}}}}},
+		{name: "VLANs", in: "network:\n  interfaces:\n  - {name: eth0, vlan: 4095, dhcp: true}\n  - {name: eth0, vlan: 0, dhcp: true}\n  - {name: enx00112233, vlan: 1, dhcp: true}\n  - {name: eth0, vlan: -1, dhcp: true}\n" +
+			"  - {name: eth0, vlan: twenty, dhcp: true}\n  - {vlan: 20, dhcp: true}\n", lines: []int{3, 4, 5, 6, 7, 8}},
+		{name: "DHCP and address", in: "network:\n  interfaces:\n  - {name: eth0, address: 10.1.0.5/24, dhcp: true}\n  - {name: eth0, dhcp: maybe}\n  - {name: eth0, dhcp: true, gateway: 10.1.0.1}\n", lines: []int{3, 4, 5}},
+		{name: "fixed IPv6", in: "network:\n  interfaces:\n  - {name: eth0, dhcp: true, address6: 'fd00:1::5/64', gateway6: 'fe80::1', ipv6: auto}\n  - {name: eth1, dhcp: false, ipv6: off}\n",
+			want: Config{Network: Network{Interfaces: []Interface{{Name: "eth0", DHCP: On, IPv6: IPv6Auto, Address6: Prefix6{netip.MustParsePrefix("fd00:1::5/64")},
+				Gateway6: Addr6{netip.MustParseAddr("fe80::1")}}, {Name: "eth1", DHCP: Off, IPv6: IPv6Off}}}}},
+		{name: "IPv6 that is not right", in: "network:\n  interfaces:\n  - {name: a, dhcp: true, address6: 10.0.0.1/8}\n  - {name: a, dhcp: true, address6: 'fd00::1'}\n" +
+			"  - {name: a, dhcp: true, address6: 'fd00::1/64', gateway6: 'fd00::1'}\n  - {name: a, dhcp: true, address6: 'fd00::1/64', gateway6: 'fd01::1'}\n" +
+			"  - {name: a, dhcp: true, gateway6: 'fe80::1'}\n  - {name: a, dhcp: true, address6: 'fd00::1/64', ipv6: off}\n  - {name: a, dhcp: true, ipv6: sometimes}\n" +
+			"  - {name: a, dhcp: true, address6: 'fd00::1/64', gateway6: 'fe80::1%eth0'}\n  - {name: a, dhcp: true, address6: 'fd00::1/64', mtu: 1000}\n  - {name: a, dhcp: true, dns: ['::']}\n" +
+			"  - {name: a, dhcp: true, address6: '::ffff:10.0.0.1/96'}\n",
+			lines: []int{3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}},
+		{name: "name of an interface", in: "network:\n  interfaces:\n  - {name: ../x, dhcp: true}\n  - {name: a b, dhcp: true}\n", lines: []int{3, 4}},
+		{name: "credentials", in: "registries:\n- {host: a, username: me, password: 0123, insecure: true}\n- {host: b, username: me}\n- {host: c, password: x}\n- {host: d, username: 'a:b', password: c}\n- {host: e, insecure: 7}\n",
+			want: Config{Registries: []Registry{{Host: "a", Username: "me", Password: "0123", Insecure: On}}}, lines: []int{3, 4, 5, 6}},
+		{name: "authority", in: "registries:\n- host: a\n  ca: |\n    " + strings.ReplaceAll(strings.TrimSpace(authority(t)), "\n", "\n    ") + "\n- host: b\n  ca: ca.crt\n",
+			want: Config{Registries: []Registry{{Host: "a", CA: PEM(authority(t))}}}, lines: []int{3 + strings.Count(authority(t), "\n") + 2}},
+		{name: "key for an authority", in: "registries:\n- host: a\n  ca: |\n    -----BEGIN PRIVATE KEY-----\n    MC4CAQ==\n    -----END PRIVATE KEY-----\n", lines: []int{3}},
+		{name: "broken authority", in: "registries:\n- host: a\n  ca: |\n    -----BEGIN CERTIFICATE-----\n    MC4CAQ==\n    -----END CERTIFICATE-----\n", lines: []int{3}},
+		{name: "reserved", in: "reserved: {cpu: 200m, storage: 1Gi}\n", want: Config{Reserved: Reserved{CPU: 200, Storage: 1 << 30}}},
+		{name: "wrong reserved", in: "reserved:\n  cpu: 2\n  storage: 10%\n", lines: []int{2, 3}},
+		{name: "console", in: "console: hdmi\n", want: Config{Console: ConsoleHDMI}},
+		{name: "wrong console", in: "console: ttyS0\n", lines: []int{1}},
+		{name: "watchdog", in: "watchdog: 120\n", want: Config{Watchdog: Watchdog(2 * time.Minute)}},
+		{name: "no watchdog", in: "watchdog: off\n", want: Config{Watchdog: WatchdogOff}},
+		{name: "wrong watchdogs", in: "watchdog: 2\n", lines: []int{1}},
+		{name: "overlays", in: "overlays: [dac, i2c-rtc.v2]\n", want: Config{Overlays: []Overlay{"dac", "i2c-rtc.v2"}}},
+		{name: "wrong overlays", in: "overlays:\n- ../boot\n- a b\n- ok\n- $x\n", want: Config{Overlays: []Overlay{"ok"}}, lines: []int{2, 3, 5}},
+		{name: "many overlays", in: "overlays: [a, b, c, d, e, f, g, h,\n i, j]\n", want: Config{Overlays: []Overlay{"a", "b", "c", "d", "e", "f", "g", "h"}}, lines: []int{2}},
 		{name: "no address", in: "network:\n  interfaces:\n  - name: eth0\n", lines: []int{3}},
 		{name: "name and mac", in: "network:\n  interfaces:\n  - {name: eth0, mac: 'dc:a6:32:01:02:03', address: 10.1.0.5/24}\n", lines: []int{3}},
 		{name: "gateway elsewhere", in: "network:\n  interfaces:\n  - {name: eth0, address: 10.1.0.5/24, gateway: 10.2.0.1}\n", lines: []int{3}},
@@ -111,6 +149,37 @@ reserved:
 	}
 }
 
+// authority is a certificate as PEM.
+func authority(t *testing.T) string {
+	t.Helper()
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	cert := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(nil, cert, cert, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// A password must not be told by accident: not in a mistake, not in a log line.
+func TestSecretIsNotTold(t *testing.T) {
+	for _, in := range []string{
+		"registries:\n- {host: a, username: me, password: hunter2}\n",
+		"registries:\n- {host: a, password: hunter2}\n",
+		"registries:\n- {host: a, username: me, password: [hunter2]}\n",
+		"registries:\n- {host: a, username: me, password: *hunter2}\n",
+		"registries:\n- {host: a, username: me, password: &x hunter2}\n",
+		"registries:\n- {host: a, username: me, password: hunter2\n",
+		"registries:\n- {host: a, username: me, password: hunter2, password: hunter2}\n",
+		"registries:\n- {host: a, username: me, password: \"hunter2}\n",
+	} {
+		c, mistakes := Parse([]byte(in))
+		if told := fmt.Sprintf("%v %+v %#v %v", *c, *c, *c, mistakes); strings.Contains(told, "hunter2") {
+			t.Errorf("Parse(%q) tells the password: %s", in, told)
+		}
+	}
+}
+
 func TestTaintString(t *testing.T) {
 	for _, s := range []string{"a=b:NoSchedule", "a:NoExecute"} {
 		var taint Taint
@@ -135,6 +204,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("hostname: x\nregistries: [{host: a, mirrors: [http://b]}]"))
 	f.Add([]byte("a: &a [*a]"))
 	f.Add([]byte("network: {interfaces: [{name: a, address: 10.0.0.1/8, gateway: 10.0.0.2}]}"))
+	f.Add([]byte("network: {interfaces: [{mac: '52:54:00:00:00:01', vlan: 20, dhcp: true, dns: ['fd00::1'], address6: 'fd00::5/64', gateway6: 'fe80::1', ipv6: auto}]}"))
+	f.Add([]byte("role: server\nconsole: hdmi\nwatchdog: off\noverlays: [a, b, c]\nreserved: {cpu: 200m, storage: 1Gi}"))
+	f.Add([]byte("registries:\n- host: a\n  username: b\n  password: c\n  insecure: true\n  ca: |\n    -----BEGIN CERTIFICATE-----\n    MC4CAQ==\n    -----END CERTIFICATE-----\n"))
 	f.Add([]byte("labels: {a: b}\ntaints: [a:NoSchedule]\nreserved: {memory: 1Gi}\n\t"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, mistakes := Parse(data)
@@ -148,6 +220,19 @@ func FuzzParse(f *testing.F) {
 			if err := i.validate(); err != nil {
 				t.Errorf("Parse() let an interface through: %v", err)
 			}
+		}
+		for _, r := range c.Registries {
+			if err := r.validate(); err != nil {
+				t.Errorf("Parse() let a registry through: %v", err)
+			}
+		}
+		for _, o := range c.Overlays {
+			if err := new(Overlay).UnmarshalText([]byte(o)); err != nil || len(c.Overlays) > o.atMost() {
+				t.Errorf("Parse() let overlays %q through: %v", c.Overlays, err)
+			}
+		}
+		if w := time.Duration(c.Watchdog); w != 0 && c.Watchdog != WatchdogOff && (w < minWatchdog*time.Second || w > maxWatchdog*time.Second) {
+			t.Errorf("Parse() let watchdog %v through", w)
 		}
 		for k, v := range c.Labels {
 			if err := c.Labels.check(k, v); err != nil {
@@ -239,6 +324,8 @@ The file a person edits: on the card's FIRMWARE partition, on any computer, or b
 each start. A mistake is named with its line on the console, and the node comes up with the rest: a wrong key is ignored alone, a wrong entry of a
 list whole. An empty file is a right one.
 
+Who holds the card can read this file, passwords of registries too; give the node a name of its own there, which may only pull. On the running node only root can.
+
 ` + "```yaml" + `
 hostname: barn-1
 network:
@@ -249,6 +336,24 @@ network:
     dns: [192.168.1.1]
 labels:
   example.org/site: north-barn
+` + "```" + `
+
+A node on VLAN 20 only, with IPv6 besides, that pulls from a registry in the house:
+
+` + "```yaml" + `
+network:
+  interfaces:
+  - name: eth0
+    dhcp: false
+    ipv6: off
+  - name: eth0
+    vlan: 20
+    dhcp: true
+    address6: fd00:20::5/64
+registries:
+- host: registry.lan:5000
+  username: barn-1
+  password: "kept here, on the card"
 ` + "```" + `
 
 The keys, made from ` + "`agent/config/config.go`" + `; ` + "`[]`" + ` marks a list.

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -102,6 +103,8 @@ func shift(n *yaml.Node, lines int) {
 	}
 }
 
+var anchor = regexp.MustCompile(`unknown anchor '[^']*'`)
+
 var yamlLine = regexp.MustCompile(`(?s)line (\d+): (.*)`)
 
 // fromYAML takes the line out of the library's message.
@@ -109,9 +112,10 @@ func fromYAML(err error) (line int, text string) {
 	text = strings.TrimPrefix(err.Error(), "yaml: ")
 	text = strings.TrimPrefix(text, "unmarshal errors:\n  ")
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
-		fmt.Sscan(m[1], &line)
+		line, _ = strconv.Atoi(m[1])
 		text = m[2]
 	}
+	text = anchor.ReplaceAllString(text, "unknown anchor") // its name may be a password
 	return line, strings.Join(strings.Fields(text), " ")
 }
 
@@ -140,7 +144,7 @@ func (d *decoder) value(v reflect.Value, n *yaml.Node) bool {
 		}
 		v.SetString(n.Value)
 		return true
-	default:
+	default: // int
 		if err := n.Decode(v.Addr().Interface()); err != nil {
 			return d.mistake(n.Line, "got %s %q, want a number", kind(n), n.Value)
 		}
@@ -225,6 +229,9 @@ func (d *decoder) list(v reflect.Value, n *yaml.Node) bool {
 	ok := true
 	for _, entry := range n.Content {
 		e := reflect.New(v.Type().Elem()).Elem()
+		if few, limited := e.Interface().(interface{ atMost() int }); limited && v.Len() >= few.atMost() {
+			return d.mistake(entry.Line, "the list has more than %d entries; from here on it is ignored", few.atMost())
+		}
 		if entry.Tag == "!!null" {
 			ok = d.mistake(entry.Line, "an entry of the list is empty")
 		} else if d.value(e, entry) {

@@ -24,6 +24,8 @@ import (
 	"github.com/k3s-io/kine/pkg/drivers"
 	"github.com/k3s-io/kine/pkg/drivers/memory"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
+	"github.com/k3s-io/kine/pkg/logstructured"
+	"github.com/k3s-io/kine/pkg/logstructured/sqllog"
 	"github.com/k3s-io/kine/pkg/server"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
@@ -47,6 +49,9 @@ const Emulated = "3.5.13"
 type Options struct {
 	Dir    string // the database and the boot counter
 	RunDir string // the sockets; a unix socket's path has at most 107 bytes
+	// Known says that the node has had a database before: then none is made
+	// when there is none, since that would be another, empty cluster.
+	Known bool
 }
 
 // Datastore is a running pair of servers.
@@ -54,6 +59,7 @@ type Datastore struct {
 	// Endpoint and VolatileEndpoint are URLs for etcd clients.
 	Endpoint, VolatileEndpoint string
 
+	guard   *guard
 	servers []*grpc.Server
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -61,6 +67,37 @@ type Datastore struct {
 
 // DatabaseFile is the name of the SQLite database in Options.Dir.
 const DatabaseFile = "state.db"
+
+// madeFile, beside the database, says that it was made.
+const madeFile = "made"
+
+// suspectFile, beside the database, says that an earlier start ended with a fault of
+// the disk, or with damage: the next one looks at everything.
+const suspectFile = "suspect"
+
+// Suspect has the next Start look at all of the database in dir.
+func Suspect(dir string) error {
+	return atomicfile.WriteFile(filepath.Join(dir, suspectFile), []byte("the disk failed, or damage was come upon\n"), 0o600)
+}
+
+// checkThere refuses to make a database where one has been lost, for example to
+// lost+found, or is there with nothing in it.
+func checkThere(path, mark string, known bool) error {
+	st, err := os.Stat(path)
+	if err == nil && st.Size() > 0 {
+		return nil
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look at database: %w", err)
+	}
+	if _, err := os.Stat(mark); err != nil && !known {
+		return nil // the first start
+	}
+	what := "it is gone"
+	if err == nil {
+		what = "it is empty"
+	}
+	return fmt.Errorf("check database %q: %w: %s", path, store.ErrDamaged, what)
+}
 
 // Start opens the database, refusing a damaged one, and serves until Stop.
 func Start(ctx context.Context, o Options) (_ *Datastore, err error) {
@@ -72,7 +109,18 @@ func Start(ctx context.Context, o Options) (_ *Datastore, err error) {
 		}
 	}()
 	path := filepath.Join(o.Dir, DatabaseFile)
-	if err := store.Prepare(ctx, path); err != nil {
+	suspect := filepath.Join(o.Dir, suspectFile)
+	_, serr := os.Lstat(suspect)
+	if err := store.Prepare(ctx, path, serr == nil); err != nil {
+		return nil, err
+	}
+	if serr == nil {
+		if err := os.Remove(suspect); err != nil {
+			return nil, fmt.Errorf("forget an earlier fault: %w", err)
+		}
+	}
+	mark := filepath.Join(o.Dir, madeFile)
+	if err := checkThere(path, mark, o.Known); err != nil {
 		return nil, err
 	}
 	boot, err := countBoot(filepath.Join(o.Dir, "boots"))
@@ -92,9 +140,14 @@ func Start(ctx context.Context, o Options) (_ *Datastore, err error) {
 		PollBatchSize:         500,
 		PollInterval:          time.Second,
 	}
-	_, durable, err := sqlite.New(ctx, &d.wg, cfg)
+	_, dialect, err := sqlite.NewVariant(ctx, &d.wg, "sqlite3", cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open database %q: %w", path, err)
+	}
+	d.guard = newGuard(dialect)
+	// After the database: a power cut in between leaves one without the mark.
+	if err := atomicfile.WriteFile(mark, []byte("the database was made\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("mark database as made: %w", err)
 	}
 	_, mem, err := memory.New(ctx, &d.wg, &drivers.Config{})
 	if err != nil {
@@ -105,7 +158,7 @@ func Start(ctx context.Context, o Options) (_ *Datastore, err error) {
 		backend  server.Backend
 		endpoint *string
 	}{
-		{"kine.sock", durable, &d.Endpoint},
+		{"kine.sock", durable{logstructured.New(log{sqllog.New(d.guard, &d.wg, cfg)})}, &d.Endpoint},
 		{"volatile.sock", &volatile{Backend: mem, base: boot << 32}, &d.VolatileEndpoint},
 	} {
 		if *s.endpoint, err = d.serve(ctx, filepath.Join(o.RunDir, s.name), s.backend); err != nil {

@@ -3,6 +3,8 @@ package datastore
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -184,7 +186,78 @@ func TestStartRefusesDamage(t *testing.T) {
 		}
 		os.Remove(filepath.Join(dir, tt.file))
 	}
-	if err := store.Prepare(t.Context(), filepath.Join(dir, DatabaseFile)); err != nil {
+	if err := store.Prepare(t.Context(), filepath.Join(dir, DatabaseFile), true); err != nil {
 		t.Errorf("Prepare() after the damage is gone = %v", err)
+	}
+}
+
+// A database that has been there and is not any more isn't replaced by an empty
+// one; at the first start there is none, also after a cut in its making.
+func TestStartRefusesLoss(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		prepare func(dir string) error
+		known   bool
+		want    string // empty: it starts
+	}{
+		{"first start", func(string) error { return nil }, false, ""},
+		{"cut while it was made", func(dir string) error { return os.WriteFile(filepath.Join(dir, DatabaseFile), nil, 0o600) }, false, ""},
+		{"gone", func(dir string) error { return os.Remove(filepath.Join(dir, DatabaseFile)) }, false, "it is gone"},
+		{"emptied", func(dir string) error { return os.Truncate(filepath.Join(dir, DatabaseFile), 0) }, false, "it is empty"},
+		{"folder gone, snapshots there", func(dir string) error { return os.RemoveAll(dir) }, true, "it is gone"},
+	} {
+		dir := filepath.Join(t.TempDir(), "db")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if tt.want != "" {
+			d, _, _ := start(t, dir)
+			d.Stop()
+		}
+		if err := tt.prepare(dir); err != nil {
+			t.Fatal(err)
+		}
+		d, err := Start(t.Context(), Options{Dir: dir, RunDir: t.TempDir(), Known: tt.known})
+		if err == nil {
+			d.Stop()
+		}
+		if (err == nil) != (tt.want == "") || err != nil && (!errors.Is(err, store.ErrDamaged) || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: Start() = %v; want %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+// A snapshot of a database that serves is whole, has what was acknowledged
+// before it, and is a database that serves; SQLite's exclusive VFS is no
+// hindrance within the process.
+func TestSnapshotWhileServing(t *testing.T) {
+	dir := t.TempDir()
+	_, c, _ := start(t, dir)
+	for i := range 200 {
+		create(t, c, fmt.Sprintf("/registry/configmaps/%d", i), strings.Repeat("x", 4000))
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	wrote := make(chan int, 1)
+	go func() {
+		n := 0
+		for ; ctx.Err() == nil; n++ {
+			key := fmt.Sprintf("/registry/secrets/%d", n)
+			if r, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, "v")).Commit(); err != nil || !r.Succeeded {
+				t.Errorf("create %s during the snapshot: %v", key, err)
+				break
+			}
+		}
+		wrote <- n
+	}()
+	copied := t.TempDir()
+	err := store.Snapshot(t.Context(), filepath.Join(dir, DatabaseFile), filepath.Join(copied, DatabaseFile))
+	stop()
+	if n := <-wrote; err != nil {
+		t.Fatalf("Snapshot() while %d were written = %v", n, err)
+	}
+	_, again, _ := start(t, copied)
+	r, err := again.Get(t.Context(), "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil || r.Count != 200 {
+		t.Errorf("the snapshot serves %v objects, %v; want 200", r, err)
 	}
 }

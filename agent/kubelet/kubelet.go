@@ -9,8 +9,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	watchtools "k8s.io/client-go/tools/watch"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config"
@@ -43,6 +46,9 @@ type Config struct {
 	ResolvConf string // what pods with dnsPolicy Default get
 	Containerd string // socket
 	Reserved   int64  // bytes of memory that pods can't have
+	// What else skerry.yaml keeps from pods: thousandths of a processor, bytes of STATE. 0 keeps the default.
+	ReservedCPU     int
+	ReservedStorage int64
 }
 
 // Run runs the kubelet until ctx ends; registered is called once the Node
@@ -84,6 +90,13 @@ func Run(ctx context.Context, c Config, registered func()) error {
 	// Upstream sets its defaults for eviction when it reads a configuration file,
 	// which there is none of: without them nothing is evicted before the disk is full.
 	kc.EvictionHard = maps.Clone(eviction.DefaultEvictionHard)
+	// Upstream removes images from 85 per cent on, which is where it evicts pods too, and
+	// takes no new ones for five minutes.
+	kc.ImageGCHighThresholdPercent, kc.ImageGCLowThresholdPercent = 75, 70
+	// A pod that forks without end stops there, and not when the machine is out
+	// of memory for the kernel's own tables.
+	kc.PodPidsLimit = 4096
+	reserveMore(kc, c)
 	// Pods write their logs to flash as well.
 	kc.ContainerLogMaxSize, kc.ContainerLogMaxFiles = "5Mi", 3
 
@@ -129,6 +142,51 @@ func ReadySince(before metav1.Time) func(*corev1.Node) bool {
 		ready, at := readiness(n)
 		return ready && !at.Equal(&before)
 	}
+}
+
+// AfterBoot says in the Node object that the node is not Ready, if the kubelet that
+// said so ran before this boot. Nothing runs on it yet; and the kubelet, which looks
+// ten times a second whether it can report a node Ready, does so only where it is not,
+// and else at one of its turns, ten seconds apart (kubelet_node_status.go,
+// fastNodeStatusUpdate). After a restart of skerryd alone the containers run, and it stays.
+func AfterBoot(ctx context.Context, kubeconfig, name string) error {
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("tell this boot from others: %w", err)
+	}
+	client, err := connect(kubeconfig)
+	if err != nil {
+		return err
+	}
+	err = retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && !unready(n, strings.TrimSpace(string(bootID)), metav1.Now()) {
+			return nil
+		}
+		if err == nil {
+			_, err = client.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{})
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("say that node %q has booted: %w", name, err)
+	}
+	return nil
+}
+
+// unready changes a Node that is Ready as of another boot, and reports whether it did.
+func unready(n *corev1.Node, bootID string, now metav1.Time) bool {
+	if n.Status.NodeInfo.BootID == bootID {
+		return false
+	}
+	for i := range n.Status.Conditions {
+		c := &n.Status.Conditions[i]
+		if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
+			c.Status, c.Reason, c.Message, c.LastTransitionTime = corev1.ConditionFalse, "NodeBooted", "the node has booted, and its kubelet has not reported yet", now
+			return true
+		}
+	}
+	return false
 }
 
 func readiness(n *corev1.Node) (bool, metav1.Time) {

@@ -34,3 +34,35 @@ func TestReadySince(t *testing.T) {
 		}
 	}
 }
+
+// What was Ready before a boot is not; after a restart alone it stays.
+func TestUnready(t *testing.T) {
+	then, now := metav1.NewTime(time.Unix(1.8e9, 0)), metav1.NewTime(time.Unix(1.8e9+60, 0))
+	node := func(s corev1.ConditionStatus) *corev1.Node {
+		return &corev1.Node{Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{BootID: "one"}, Conditions: []corev1.NodeCondition{
+			{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue, LastTransitionTime: then},
+			{Type: corev1.NodeReady, Status: s, LastHeartbeatTime: then, LastTransitionTime: then}}}}
+	}
+	for _, tt := range []struct {
+		name, boot string
+		node       *corev1.Node
+		want       bool
+	}{
+		{"the same boot", "one", node(corev1.ConditionTrue), false},
+		{"another boot", "two", node(corev1.ConditionTrue), true},
+		{"another boot, not Ready before", "two", node(corev1.ConditionFalse), false},
+		{"another boot, nothing known", "two", node(corev1.ConditionUnknown), false},
+		{"registered and never reported", "two", &corev1.Node{}, false},
+	} {
+		if got := unready(tt.node, tt.boot, now); got != tt.want {
+			t.Errorf("%s: unready() = %v; want %v", tt.name, got, tt.want)
+		}
+		ready, at := readiness(tt.node)
+		if tt.want && (ready || !at.Equal(&then) || !tt.node.Status.Conditions[1].LastTransitionTime.Equal(&now)) {
+			t.Errorf("%s: then %+v; want it not Ready since now, and the last report's time", tt.name, tt.node.Status.Conditions[1])
+		}
+		if len(tt.node.Status.Conditions) > 0 && tt.node.Status.Conditions[0].Status != corev1.ConditionTrue {
+			t.Errorf("%s: another condition was changed", tt.name)
+		}
+	}
+}

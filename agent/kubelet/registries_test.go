@@ -35,6 +35,9 @@ func TestWriteRegistries(t *testing.T) {
 	if len(got) < 3 || got[0] != "http://10.0.2.2:5000" || got[1] != "https://b.example" {
 		t.Errorf("hosts = %v; want the mirrors, then the registry itself", got)
 	}
+	if len(hosts) > 2 && hosts[2].Host != "10.0.2.2:5000" {
+		t.Errorf("the last host is %s; want the registry itself", hosts[2].Host)
+	}
 	if _, err := os.Stat(filepath.Join(dir, "gone.example")); err == nil {
 		t.Error("a registry that left the configuration is still there")
 	}

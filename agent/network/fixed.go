@@ -9,24 +9,47 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"skerry.internal/skerry/agent/config"
 )
 
-// fixed is the lease that skerry.yaml makes for an interface, nil if none.
-func (m *Manager) fixed(name string, mac net.HardwareAddr) *Lease {
+// entry is what skerry.yaml says of an interface or of a VLAN on it.
+func (m *Manager) entry(name string, mac net.HardwareAddr, vlan int) config.Interface {
 	for _, i := range m.cfg.Interfaces {
-		if i.Name != name && !strings.EqualFold(string(i.MAC), mac.String()) {
-			continue
+		if int(i.VLAN) == vlan && (i.Name == name || strings.EqualFold(string(i.MAC), mac.String())) {
+			return i
 		}
-		l := &Lease{Interface: name, MAC: mac.String(), Address: i.Address, Domain: i.Domain, MTU: i.MTU, Fixed: true, DNS: []string{}}
-		if i.Gateway.IsValid() {
-			l.Gateway = i.Gateway.String()
-		}
-		for _, d := range i.DNS {
-			l.DNS = append(l.DNS, d.String())
-		}
-		return l
 	}
-	return nil
+	return config.Interface{}
+}
+
+// fixed is the lease that skerry.yaml makes for an interface, nil if none.
+func fixed(name string, mac net.HardwareAddr, i config.Interface) *Lease {
+	if !i.Address.IsValid() {
+		return nil
+	}
+	l := &Lease{Interface: name, MAC: mac.String(), Address: i.Address, Fixed: true, DNS: []string{}}
+	if i.Gateway.IsValid() {
+		l.Gateway = i.Gateway.String()
+	}
+	l.override(i)
+	return l
+}
+
+// override puts what skerry.yaml says in place of what a server says.
+func (l *Lease) override(i config.Interface) {
+	if i.Domain != "" {
+		l.Domain = i.Domain
+	}
+	if i.MTU != 0 {
+		l.MTU = i.MTU
+	}
+	if len(i.DNS) > 0 {
+		l.DNS = nil
+	}
+	for _, d := range i.DNS {
+		l.DNS = append(l.DNS, d.String())
+	}
 }
 
 // gatewayPatience is how long a gateway may take to tell its hardware address:
@@ -41,6 +64,7 @@ func (m *Manager) watchGateway(ctx context.Context, link netlink.Link, l Lease) 
 		return
 	}
 	begin, said := time.Now(), false
+	defer m.setSilent(l.Interface, "")
 	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
 		answers, err := asked(link, gateway)
 		switch {
@@ -53,6 +77,7 @@ func (m *Manager) watchGateway(ctx context.Context, link netlink.Link, l Lease) 
 				m.cfg.Errorf("network: %s: ask for gateway %v: %v", l.Interface, gateway, err)
 			}
 			said = true
+			m.setSilent(l.Interface, l.Gateway)
 		}
 		select {
 		case <-ctx.Done():
@@ -60,6 +85,19 @@ func (m *Manager) watchGateway(ctx context.Context, link netlink.Link, l Lease) 
 		case <-time.After(pause):
 		}
 	}
+}
+
+func (m *Manager) setSilent(port, gateway string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if gateway == "" {
+		delete(m.silent, port)
+		return
+	}
+	if m.silent == nil {
+		m.silent = map[string]string{}
+	}
+	m.silent[port] = gateway
 }
 
 // asked makes the kernel ask for the hardware address of a neighbour, and says

@@ -29,6 +29,9 @@ type Lease struct {
 	NTP       []string     `json:"ntp,omitempty"`
 	Routes    []Route      `json:"routes,omitempty"` // those of option 121: they replace Gateway
 	MTU       int          `json:"mtu,omitempty"`
+	// IPv6 addresses of the interface, advertised and from skerry.yaml. Only
+	// network.json has them: they belong to no lease.
+	IPv6 []netip.Prefix `json:"ipv6,omitempty"`
 	// Saved is true for the lease of an earlier boot, in use since no server
 	// has answered in this one.
 	Saved bool `json:"saved,omitempty"`

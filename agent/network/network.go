@@ -8,8 +8,11 @@
 // (it goes when a server gives another), and the last lease is saved: it is
 // used again when no server answers after boot. A fixed address needs no link.
 //
-// Left out: Wi-Fi, VLANs, fixed IPv6 addresses, DHCPv6.
-// IPv6 addresses come from router advertisements, which the kernel handles.
+// VLANs that skerry.yaml names are made on their interface and then treated
+// like one. IPv6 addresses come from router advertisements, which the kernel
+// handles, and from skerry.yaml.
+//
+// Left out: Wi-Fi, DHCPv6, name servers from router advertisements.
 package network
 
 import (
@@ -40,7 +43,7 @@ type Config struct {
 	ResolvConf string
 	SavedLease string // on the disk that survives a reboot
 	Hostname   string // sent to the server
-	// Interfaces have fixed addresses; all others use DHCP.
+	// Interfaces that skerry.yaml names; all others use DHCP.
 	Interfaces []config.Interface
 	// Patience is the time without an answer after which the saved lease is
 	// used; 0 means ten seconds.
@@ -56,20 +59,25 @@ type Manager struct {
 
 	retry     time.Duration // pause after a panic
 	configure func(link netlink.Link, old netip.Prefix, l Lease) error
+	wired     func(name string) bool
 
 	applying sync.Mutex // held for a whole apply, taken before mu
 
 	mu     sync.Mutex // guards all that follows
 	ports  map[int]*port
-	leases map[int]Lease // by interface index
+	leases map[int]Lease          // by interface index
+	ipv6   map[int][]netip.Prefix // addresses that are not link-local, by interface index
+	silent map[string]string      // gateways of fixed addresses that don't answer, by interface
 }
 
-// port is one wired interface.
+// port is one wired interface, or a VLAN on one.
 type port struct {
 	name    string
 	mac     net.HardwareAddr
 	carrier bool
-	fixed   *Lease             // nil: DHCP
+	vlan    int
+	entry   config.Interface   // of skerry.yaml; empty: DHCP
+	fixed   *Lease             // nil: DHCP, or no IPv4
 	cancel  context.CancelFunc // of its DHCP client, or of what watches a fixed address's gateway
 	done    chan struct{}
 }
@@ -79,8 +87,8 @@ func New(cfg Config) *Manager {
 	if cfg.Patience == 0 {
 		cfg.Patience = 10 * time.Second
 	}
-	return &Manager{cfg: cfg, retry: 10 * time.Second, configure: configure, up: make(chan struct{}), wake: make(chan struct{}, 1),
-		ports: map[int]*port{}, leases: map[int]Lease{}}
+	return &Manager{cfg: cfg, retry: 10 * time.Second, configure: configure, wired: func(name string) bool { return Wired("/sys", name) }, up: make(chan struct{}), wake: make(chan struct{}, 1),
+		ports: map[int]*port{}, leases: map[int]Lease{}, ipv6: map[int][]netip.Prefix{}}
 }
 
 // Up is closed when the first interface has an address.
@@ -138,13 +146,20 @@ func (m *Manager) keep(ctx context.Context, name string, f func()) {
 
 // follow handles link events until the subscription breaks.
 func (m *Manager) follow(ctx context.Context) error {
-	ch, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
+	ch, addresses, done := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan struct{})
 	defer close(done)
-	var broken error
+	var broken, brokenAddr error
 	err := netlink.LinkSubscribeWithOptions(ch, done, netlink.LinkSubscribeOptions{ListExisting: true, ErrorCallback: func(err error) { broken = err }})
 	if err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
+	err = netlink.AddrSubscribeWithOptions(addresses, done, netlink.AddrSubscribeOptions{ListExisting: true, ErrorCallback: func(err error) { brokenAddr = err }})
+	if err != nil {
+		return fmt.Errorf("watch addresses: %w", err)
+	}
+	m.mu.Lock()
+	clear(m.ipv6) // what is there is told anew
+	m.mu.Unlock()
 	for {
 		select {
 		case <-ctx.Done():
@@ -154,6 +169,11 @@ func (m *Manager) follow(ctx context.Context) error {
 				return fmt.Errorf("watch links: %w", errors.Join(broken, errors.New("the subscription ended")))
 			}
 			m.link(ctx, u)
+		case u, ok := <-addresses:
+			if !ok {
+				return fmt.Errorf("watch addresses: %w", errors.Join(brokenAddr, errors.New("the subscription ended")))
+			}
+			m.address(u)
 		}
 	}
 }
@@ -170,6 +190,7 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 			m.mu.Lock()
 			delete(m.ports, a.Index)
 			delete(m.leases, a.Index)
+			delete(m.ipv6, a.Index)
 			m.mu.Unlock()
 			m.publish()
 			m.cfg.Printf("network: %s is gone", p.name)
@@ -177,20 +198,32 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 		return
 	}
 	if p == nil {
-		if !Wired("/sys", a.Name) {
+		if p = m.newPort(u.Link); p == nil {
 			return
 		}
-		p = &port{name: a.Name, mac: a.HardwareAddr, fixed: m.fixed(a.Name, a.HardwareAddr)}
 		m.mu.Lock()
 		m.ports[a.Index] = p
 		m.mu.Unlock()
-		// A node forwards packets, and a forwarding kernel listens to
-		// router advertisements only when told so.
-		os.WriteFile("/proc/sys/net/ipv6/conf/"+a.Name+"/accept_ra", []byte("2"), 0)
+		if err := setIPv6("/proc/sys/net/ipv6/conf/"+a.Name, p.entry.IPv6); err != nil {
+			m.cfg.Errorf("network: %s: %v", a.Name, err)
+		}
 		if err := netlink.LinkSetUp(u.Link); err != nil {
 			m.cfg.Errorf("network: set %s up: %v", a.Name, err)
 		}
-		if p.fixed == nil {
+		if p.entry.MTU != 0 {
+			if err := netlink.LinkSetMTU(u.Link, p.entry.MTU); err != nil {
+				m.cfg.Errorf("network: %s: set MTU %d: %v", a.Name, p.entry.MTU, err)
+			}
+		}
+		if p.vlan == 0 {
+			m.addVLANs(u.Link)
+		}
+		if err := addIPv6(u.Link, p.entry); err != nil {
+			m.cfg.Errorf("network: %s: %v", a.Name, err)
+		}
+		if p.fixed == nil && p.entry.DHCP == config.Off {
+			m.cfg.Printf("network: %s has no IPv4 address, as skerry.yaml says", a.Name)
+		} else if p.fixed == nil {
 			time.AfterFunc(m.cfg.Patience, func() {
 				m.keep(ctx, a.Name, func() { m.useSaved(ctx, u.Link) })
 			})
@@ -204,6 +237,9 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 	case carrier && !p.carrier:
 		p.carrier = true
 		m.cfg.Printf("network: %s (%s) has a link", p.name, p.mac)
+		if p.fixed == nil && p.entry.DHCP == config.Off {
+			return
+		}
 		pctx, cancel := context.WithCancel(ctx)
 		p.cancel, p.done = cancel, make(chan struct{})
 		go func(done chan struct{}) {
@@ -212,7 +248,7 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 				if p.fixed != nil {
 					m.watchGateway(pctx, u.Link, *p.fixed)
 				} else {
-					m.dhcp(pctx, u.Link)
+					m.dhcp(pctx, u.Link, p)
 				}
 			})
 		}(p.done)
@@ -233,7 +269,7 @@ func (m *Manager) stop(p *port) {
 }
 
 // dhcp keeps a lease for one interface while it has a link.
-func (m *Manager) dhcp(ctx context.Context, link netlink.Link) {
+func (m *Manager) dhcp(ctx context.Context, link netlink.Link, p *port) {
 	a := link.Attrs()
 	var raw *nclient4.Lease // for renewal
 	var lease Lease
@@ -242,13 +278,14 @@ func (m *Manager) dhcp(ctx context.Context, link netlink.Link) {
 	for {
 		age := time.Since(given)
 		renewing := raw != nil && age < lease.rebind
-		next, nraw, err := m.ask(ctx, a.Name, a.HardwareAddr, raw, renewing)
+		next, nraw, err := m.ask(ctx, link, raw, renewing)
 		var nak *nclient4.ErrNak
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
 			failures = 0
+			next.override(p.entry)
 			err = m.apply(link, next)
 			if err == nil {
 				raw, lease, given = nraw, next, time.Now()
@@ -276,7 +313,8 @@ func (m *Manager) dhcp(ctx context.Context, link netlink.Link) {
 
 // ask runs one exchange with the server. The socket is open only meanwhile:
 // while it is, every IPv4 packet is copied to it.
-func (m *Manager) ask(ctx context.Context, name string, mac net.HardwareAddr, old *nclient4.Lease, renew bool) (Lease, *nclient4.Lease, error) {
+func (m *Manager) ask(ctx context.Context, link netlink.Link, old *nclient4.Lease, renew bool) (Lease, *nclient4.Lease, error) {
+	name, mac := link.Attrs().Name, link.Attrs().HardwareAddr
 	c, err := nclient4.New(name, nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(2))
 	if err != nil {
 		return Lease{}, nil, fmt.Errorf("open DHCP client: %w", err)
@@ -293,7 +331,7 @@ func (m *Manager) ask(ctx context.Context, name string, mac net.HardwareAddr, ol
 	} else {
 		wish := mods
 		// The address of last time, if it is still free.
-		if s, err := load(m.cfg.SavedLease, mac.String()); err == nil && s != nil {
+		if s, err := load(m.saved(link), mac.String()); err == nil && s != nil {
 			wish = append(slices.Clone(mods), dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(s.Address.Addr().AsSlice())))
 		}
 		var offer *dhcpv4.DHCPv4
@@ -314,7 +352,7 @@ func (m *Manager) useSaved(ctx context.Context, link netlink.Link) {
 	if ctx.Err() != nil {
 		return
 	}
-	l, err := load(m.cfg.SavedLease, a.HardwareAddr.String())
+	l, err := load(m.saved(link), a.HardwareAddr.String())
 	if err != nil {
 		m.cfg.Errorf("network: %v", err)
 	}
@@ -322,6 +360,11 @@ func (m *Manager) useSaved(ctx context.Context, link netlink.Link) {
 		return
 	}
 	l.Interface = a.Name
+	m.mu.Lock()
+	if p := m.ports[a.Index]; p != nil {
+		l.override(p.entry)
+	}
+	m.mu.Unlock()
 	if err := m.apply(link, *l); err != nil {
 		m.cfg.Errorf("network: %v", err)
 	}
@@ -365,7 +408,7 @@ func (m *Manager) apply(link netlink.Link, l Lease) error {
 	}
 	m.cfg.Printf("network: %s has address %s, gateway %s", l.Interface, l.Address, gw)
 	if !l.Saved && !l.Fixed && m.cfg.SavedLease != "" {
-		if err := l.save(m.cfg.SavedLease); err != nil {
+		if err := l.save(m.saved(link)); err != nil {
 			m.cfg.Errorf("network: %v", err)
 		}
 	}
@@ -408,7 +451,7 @@ func configure(link netlink.Link, old netip.Prefix, l Lease) error {
 }
 
 func ipnet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // primaryLocked is the lease that names are resolved with: a fresh one before
@@ -422,7 +465,9 @@ func (m *Manager) primaryLocked() (Lease, bool) {
 	for _, saved := range []bool{false, true} {
 		for _, i := range indexes {
 			if m.leases[i].Saved == saved {
-				return m.leases[i], true
+				l := m.leases[i]
+				l.IPv6 = m.ipv6[i]
+				return l, true
 			}
 		}
 	}

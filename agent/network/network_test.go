@@ -234,17 +234,17 @@ func TestFixed(t *testing.T) {
 	m := New(Config{Interfaces: []config.Interface{
 		{Name: "eth9", Address: netip.MustParsePrefix("10.1.0.5/24")},
 		{MAC: config.MAC(mac.String()), Address: netip.MustParsePrefix("10.2.0.5/16"), Gateway: netip.MustParseAddr("10.2.0.1"),
-			DNS: []netip.Addr{netip.MustParseAddr("10.2.0.2")}, Domain: "farm", MTU: 9000},
+			DNS: []config.IP{{Addr: netip.MustParseAddr("10.2.0.2")}}, Domain: "farm", MTU: 9000},
 	}})
 	want := Lease{Interface: "eth0", MAC: mac.String(), Address: netip.MustParsePrefix("10.2.0.5/16"), Gateway: "10.2.0.1", DNS: []string{"10.2.0.2"}, Domain: "farm", MTU: 9000, Fixed: true}
-	if got := m.fixed("eth0", mac); got == nil || !reflect.DeepEqual(*got, want) {
+	if got := fixed("eth0", mac, m.entry("eth0", mac, 0)); got == nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("fixed() by hardware address = %+v; want %+v", got, want)
 	}
 	other := net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	if got := m.fixed("eth9", other); got == nil || got.Address.String() != "10.1.0.5/24" || got.Gateway != "" {
+	if got := fixed("eth9", other, m.entry("eth9", other, 0)); got == nil || got.Address.String() != "10.1.0.5/24" || got.Gateway != "" {
 		t.Errorf("fixed() by name = %+v; want 10.1.0.5/24 without gateway", got)
 	}
-	if got := m.fixed("eth1", other); got != nil {
+	if got := fixed("eth1", other, m.entry("eth1", other, 0)); got != nil {
 		t.Errorf("fixed() of another interface = %+v; want none", got)
 	}
 }

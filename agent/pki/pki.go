@@ -88,6 +88,11 @@ func (a *Authority) NewIntermediate(name string, now time.Time) (*Authority, err
 // Issue makes a key and a certificate for l; certPEM holds the whole chain
 // below the root.
 func (a *Authority) Issue(l Leaf, now time.Time) (certPEM, keyPEM []byte, err error) {
+	return a.IssueFor(LeafLife, l, now)
+}
+
+// IssueFor is Issue with another lifetime.
+func (a *Authority) IssueFor(life time.Duration, l Leaf, now time.Time) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make key for %q: %w", l.CommonName, err)
@@ -98,7 +103,7 @@ func (a *Authority) Issue(l Leaf, now time.Time) (certPEM, keyPEM []byte, err er
 	}
 	t := &x509.Certificate{
 		Subject:   pkix.Name{CommonName: l.CommonName, Organization: l.Organization},
-		NotBefore: now.Add(-backdate), NotAfter: earlier(now.Add(LeafLife), a.Cert.NotAfter),
+		NotBefore: now.Add(-backdate), NotAfter: earlier(now.Add(life), a.Cert.NotAfter),
 		DNSNames: l.DNSNames, IPAddresses: l.IPs,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{usage},

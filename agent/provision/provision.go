@@ -17,8 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"skerry.internal/skerry/agent/atomicfile"
 )
 
 // FileName is the bundle's name on FIRMWARE and in the state directory.
@@ -120,11 +118,8 @@ func Take(firmwareDir, stateDir string) (taken bool, err error) {
 				return false, err
 			}
 		} else {
-			if err := os.MkdirAll(stateDir, 0o700); err != nil {
-				return false, fmt.Errorf("make state directory: %w", err)
-			}
-			if err := atomicfile.WriteFile(filepath.Join(stateDir, FileName), data, 0o600); err != nil {
-				return false, fmt.Errorf("keep provisioning bundle: %w", err)
+			if err := keep(stateDir, data); err != nil {
+				return false, err
 			}
 			taken = true
 		}

@@ -80,3 +80,40 @@ func TestParse(t *testing.T) {
 		}
 	}
 }
+
+func TestStore(t *testing.T) {
+	good, err := bundle().Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		before []byte // in the state directory; nil: nothing
+		data   []byte
+		ok     bool
+	}{
+		{"fresh", nil, good, true},
+		{"garbage", nil, []byte("{"), false},
+		{"nothing", nil, nil, false},
+		{"a second one", good, good, false},
+		{"over one that cannot be read", []byte("{"), good, false},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, FileName)
+		if tt.before != nil {
+			if err := os.WriteFile(path, tt.before, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := tt.before
+		if tt.ok {
+			want = tt.data
+		}
+		if err := Store(dir, tt.data); (err == nil) != tt.ok {
+			t.Errorf("%s: Store() = %v; want success %v", tt.name, err, tt.ok)
+		}
+		if got, _ := os.ReadFile(path); !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes are kept, want %d", tt.name, len(got), len(want))
+		}
+	}
+}

@@ -28,6 +28,9 @@ func bad(s Slot) step {
 func rec(s Slot) step {
 	return step{"recover " + string(s), func(t State) (State, error) { return t.Recover(s) }}
 }
+func count(s Slot) step {
+	return step{"count " + string(s), func(t State) (State, error) { return t.CountBoot(s) }}
+}
 
 var (
 	take    = step{"take", State.TakeTry}
@@ -71,6 +74,14 @@ func TestTransitions(t *testing.T) {
 			want: State{Good: A, A: Bad, B: Empty, Fails: 1}, phase: Steady, order: "a"},
 		{name: "bad slot comes up", steps: []step{bad(A), rec(A)},
 			want: State{Good: A, A: OK, B: Empty}, phase: Steady, order: "a"},
+		{name: "boots that did not come up", steps: []step{count(A), count(A)},
+			want: State{Good: A, A: OK, B: Empty, Boots: 2}, phase: Steady, order: "a"},
+		{name: "a boot comes up", steps: []step{count(A), rec(A)},
+			want: State{Good: A, A: OK, B: Empty}, phase: Steady, order: "a"},
+		{name: "a hopeless slot is given up", steps: []step{start(B, 1), confirm, count(B), count(B), count(B), bad(B)},
+			want: State{Good: A, A: OK, B: Bad, Fails: 1}, phase: Steady, order: "ab"},
+		{name: "boots are forgotten with a verdict", steps: []step{count(A), start(B, 1), take, confirm},
+			want: State{Good: B, A: OK, B: OK}, phase: Steady, order: "ba"},
 
 		{name: "confirm without trial", steps: []step{confirm}, fails: "confirm (boot state is steady"},
 		{name: "abandon without trial", steps: []step{abandon}, fails: "abandon the trial (boot state is steady"},
@@ -86,6 +97,8 @@ func TestTransitions(t *testing.T) {
 		{name: "unwritten slot bad", steps: []step{bad(B)}, fails: "it was never written"},
 		{name: "recover unwritten", steps: []step{rec(B)}, fails: "it was never written"},
 		{name: "recover what never failed", steps: []step{rec(A)}, fails: "it was never given up"},
+		{name: "count on trial", steps: []step{start(B, 1), count(B)}, fails: `count a boot of slot "b": slot "b" is on trial`},
+		{name: "count unwritten", steps: []step{count(B)}, fails: "it was never written"},
 		{name: "recover on trial", steps: []step{start(B, 1), rec(A)}, fails: "is on trial"},
 	}
 	for _, test := range tests {
@@ -138,6 +151,25 @@ func TestTransitions(t *testing.T) {
 	}
 }
 
+func TestHopeless(t *testing.T) {
+	for _, test := range []struct {
+		state State
+		slot  Slot
+		want  bool
+	}{
+		{State{Good: A, A: OK, B: Empty, Boots: MaxBoots - 1}, A, false},
+		{State{Good: A, A: OK, B: Empty, Boots: MaxBoots}, A, true},
+		{State{Good: A, A: OK, B: Empty, Boots: MaxBoots}, B, false}, // never written
+		{State{Good: A, A: Bad, B: Empty}, A, false},                 // one more boot after each verdict
+		{State{Good: A, A: Bad, B: Empty, Boots: 1}, A, true},
+		{State{Good: A, A: OK, B: OK, Trial: B, Tries: 1, Boots: MaxBoots}, B, false}, // tries count
+	} {
+		if got := test.state.Hopeless(test.slot); got != test.want {
+			t.Errorf("Hopeless(%s) of %v, boots %d = %v, want %v", test.slot, test.state, test.state.Boots, got, test.want)
+		}
+	}
+}
+
 // sealed is a sector with that text and a right CRC.
 func sealed(text string) []byte {
 	sector := make([]byte, StateSize)
@@ -147,7 +179,7 @@ func sealed(text string) []byte {
 }
 
 func TestDecode(t *testing.T) {
-	const good = "a=ok\x00b=empty\x00fails=0\x00good=a\x00seq=1f\x00trial=none\x00tries=0\x00"
+	const good = "a=ok\x00b=empty\x00boots=0\x00fails=0\x00good=a\x00seq=1f\x00trial=none\x00tries=0\x00"
 	tests := []struct {
 		name   string
 		sector []byte
@@ -155,6 +187,8 @@ func TestDecode(t *testing.T) {
 	}{
 		{"whole", sealed(good), ""},
 		{"another order and a name from the future", sealed("zeal=9\x00" + good), ""},
+		{"of a system that counted no boots", sealed(strings.Replace(good, "boots=0\x00", "", 1)), ""},
+		{"boots not a number", sealed(strings.Replace(good, "boots=0", "boots=x", 1)), "want hexadecimal"},
 		{"zeros", make([]byte, StateSize), "CRC: got"},
 		{"short", sealed(good)[:511], "got 511 bytes, want 512"},
 		{"nothing", nil, "got 0 bytes, want 512"},
@@ -337,7 +371,7 @@ func FuzzParse(f *testing.F) {
 
 // FuzzDecode: a sector either is refused or means the same when it is written back.
 func FuzzDecode(f *testing.F) {
-	f.Add([]byte("a=ok\x00b=empty\x00fails=0\x00good=a\x00seq=1f\x00trial=none\x00tries=0\x00"))
+	f.Add([]byte("a=ok\x00b=empty\x00boots=0\x00fails=0\x00good=a\x00seq=1f\x00trial=none\x00tries=0\x00"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		s, err := Decode(sealed(string(text)))
 		if err != nil {

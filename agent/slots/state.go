@@ -59,6 +59,10 @@ const (
 	// MaxTries keeps the counter one digit, the same in U-Boot's hexadecimal and in ours.
 	MaxTries = 9
 
+	// MaxBoots is how many boots in a row may fail to come up before a slot is
+	// given up; of one that was given up before, it is one.
+	MaxBoots = 3
+
 	noTrial = "none" // U-Boot can't export a variable without a value
 )
 
@@ -76,8 +80,8 @@ var ErrNoState = errors.New("no valid copy of the boot state")
 //	│     └────────┘  MarkBad              └───────┘◀─┘ tries left
 //	│      ▲      │                            │
 //	│      └──────┘                            │ TakeTry, the last
-//	│   BeginWrite, MarkBad, Recover           ▼
-//	│                                    ┌───────────┐
+//	│   BeginWrite, CountBoot, MarkBad,        ▼
+//	│   Recover                          ┌───────────┐
 //	└────────────────────────────────────│ Exhausted │
 //	    Confirm, Abandon, MarkBad        └───────────┘
 //
@@ -88,6 +92,7 @@ type State struct {
 	Trial Slot   // the slot on trial, or none
 	Tries uint8  // boots left to the slot on trial
 	Fails uint8  // slots given up since one last came up: the pause before the next boot grows with it
+	Boots uint8  // boots begun since one last came up, of whichever slot
 	A, B  Status
 }
 
@@ -187,7 +192,7 @@ func (s State) Confirm() (State, error) {
 	if s.Phase() == Steady {
 		return s.illegal("confirm")
 	}
-	s.Good, s.Trial, s.Tries, s.Fails = s.Trial, "", 0, 0
+	s.Good, s.Trial, s.Tries, s.Fails, s.Boots = s.Trial, "", 0, 0, 0
 	return s.advance()
 }
 
@@ -210,6 +215,7 @@ func (s State) MarkBad(slot Slot) (State, error) {
 		s.Trial, s.Tries = "", 0
 	}
 	s = s.with(slot, Bad)
+	s.Boots = 0
 	if s.Good == slot && s.Status(slot.Other()) != Empty {
 		s.Good = slot.Other()
 		if s.Trial == s.Good { // nothing is left to fall back to: no more counting
@@ -222,18 +228,43 @@ func (s State) MarkBad(slot Slot) (State, error) {
 	return s.advance()
 }
 
-// Recover notes that a slot which was judged bad, or booted while another was judged bad, has come up after all.
+// CountBoot notes that a slot begins to boot; Recover takes it back. During a trial
+// the tries are what counts.
+func (s State) CountBoot(slot Slot) (State, error) {
+	switch {
+	case s.Phase() != Steady:
+		return s.illegal("count a boot of slot %q: slot %q is on trial", slot, s.Trial)
+	case s.Status(slot) == Empty:
+		return s.illegal("count a boot of slot %q: it was never written", slot)
+	}
+	if s.Boots < 0xff {
+		s.Boots++
+	}
+	return s.advance()
+}
+
+// Hopeless reports whether slot has begun to boot often enough, without coming
+// up, to be given up. boot.scr has passed over the good slot when it is another that boots.
+func (s State) Hopeless(slot Slot) bool {
+	limit := uint8(MaxBoots)
+	if s.Status(slot) == Bad {
+		limit = 1
+	}
+	return s.Phase() == Steady && s.Status(slot) != Empty && s.Boots >= limit
+}
+
+// Recover notes that a slot has come up: after all, if it was judged bad or another was.
 func (s State) Recover(slot Slot) (State, error) {
 	switch {
 	case s.Phase() != Steady:
 		return s.illegal("recover slot %q: slot %q is on trial", slot, s.Trial)
 	case s.Status(slot) == Empty:
 		return s.illegal("recover slot %q: it was never written", slot)
-	case s.Good == slot && s.Status(slot) == OK && s.Fails == 0:
+	case s.Good == slot && s.Status(slot) == OK && s.Fails == 0 && s.Boots == 0:
 		return s.illegal("recover slot %q: it was never given up", slot)
 	}
 	s = s.with(slot, OK)
-	s.Good, s.Fails = slot, 0
+	s.Good, s.Fails, s.Boots = slot, 0, 0
 	return s.advance()
 }
 
@@ -290,8 +321,8 @@ func (s State) Encode() ([]byte, error) {
 		trial = noTrial
 	}
 	b := bytes.NewBuffer(make([]byte, 4, StateSize))
-	fmt.Fprintf(b, "a=%s\x00b=%s\x00fails=%x\x00good=%s\x00seq=%x\x00trial=%s\x00tries=%x\x00",
-		s.A, s.B, s.Fails, s.Good, s.Seq, trial, s.Tries)
+	fmt.Fprintf(b, "a=%s\x00b=%s\x00boots=%x\x00fails=%x\x00good=%s\x00seq=%x\x00trial=%s\x00tries=%x\x00",
+		s.A, s.B, s.Boots, s.Fails, s.Good, s.Seq, trial, s.Tries)
 	sector := make([]byte, StateSize)
 	copy(sector, b.Bytes())
 	binary.LittleEndian.PutUint32(sector, crc32.ChecksumIEEE(sector[4:]))
@@ -324,6 +355,9 @@ func Decode(sector []byte) (State, error) {
 			return State{}, fmt.Errorf("decode boot state: got no %s, want one", name)
 		}
 	}
+	if values["boots"] == "" {
+		values["boots"] = "0" // of a system that did not count
+	}
 	number := func(name string, bits int) uint64 {
 		n, err := strconv.ParseUint(values[name], 16, bits)
 		if err != nil {
@@ -333,11 +367,11 @@ func Decode(sector []byte) (State, error) {
 	}
 	s := State{
 		Seq: uint32(number("seq", 32)), Good: Slot(values["good"]), Trial: Slot(values["trial"]),
-		Tries: uint8(number("tries", 8)), Fails: uint8(number("fails", 8)),
+		Tries: uint8(number("tries", 8)), Fails: uint8(number("fails", 8)), Boots: uint8(number("boots", 8)),
 		A: Status(values["a"]), B: Status(values["b"]),
 	}
 	if !ended {
-		return State{}, fmt.Errorf("decode boot state: got seq %q, tries %q, fails %q, want hexadecimal numbers", values["seq"], values["tries"], values["fails"])
+		return State{}, fmt.Errorf("decode boot state: got seq %q, tries %q, fails %q, boots %q, want hexadecimal numbers", values["seq"], values["tries"], values["fails"], values["boots"])
 	}
 	if s.Trial == noTrial {
 		s.Trial = ""

@@ -13,7 +13,7 @@ import (
 	"os"
 	"path/filepath"
 
-	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
+	"github.com/mattn/go-sqlite3" // also the driver "sqlite3"
 )
 
 // DSN names the database at path for the driver "sqlite3".
@@ -35,8 +35,9 @@ func DSN(path string) string {
 
 // Prepare makes the directory of the database at path (mode 0700) and refuses
 // a file that is there but isn't a sound SQLite database: a damaged one is
-// never silently replaced.
-func Prepare(ctx context.Context, path string) error {
+// never silently replaced. Thorough compares indexes with tables too, which takes
+// most of the time of integrity_check; every page is read in any case.
+func Prepare(ctx context.Context, path string, thorough bool) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make database directory: %w", err)
 	}
@@ -45,14 +46,19 @@ func Prepare(ctx context.Context, path string) error {
 	} else if err != nil {
 		return fmt.Errorf("look at database: %w", err)
 	}
-	// quick_check reads every page but skips the comparison of indexes with
-	// tables, which takes most of the time of integrity_check.
+	if thorough {
+		return check(ctx, path, "integrity_check")
+	}
 	return check(ctx, path, "quick_check")
 }
 
 // Check reads the whole database at path and returns what PRAGMA
 // integrity_check finds wrong, if anything.
 func Check(ctx context.Context, path string) error { return check(ctx, path, "integrity_check") }
+
+// ErrDamaged is a database that can't be used as it is, whoever tries: its
+// content is wrong, or the disk does not give it back.
+var ErrDamaged = errors.New("the database is damaged")
 
 func check(ctx context.Context, path, pragma string) error {
 	db, err := sql.Open("sqlite3", DSN(path))
@@ -62,10 +68,39 @@ func check(ctx context.Context, path, pragma string) error {
 	defer db.Close()
 	var result string
 	if err := db.QueryRowContext(ctx, "PRAGMA "+pragma+"(1)").Scan(&result); err != nil {
+		if isDamage(err) {
+			err = fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
 		return fmt.Errorf("check database %q: %w; it is left as it is", path, err)
 	}
 	if result != "ok" {
-		return fmt.Errorf("check database %q: %s: got %q, want \"ok\"; it is left as it is", path, pragma, result)
+		return fmt.Errorf("check database %q: %w: %s: got %q, want \"ok\"; it is left as it is", path, ErrDamaged, pragma, result)
 	}
 	return nil
 }
+
+// isDamage tells damage from what passes, like a full disk or a lock.
+func isDamage(err error) bool {
+	var e sqlite3.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch {
+	case e.Code == sqlite3.ErrCorrupt, e.Code == sqlite3.ErrNotADB:
+		return true
+	case e.ExtendedCode == sqlite3.ErrIoErrRead, e.ExtendedCode == sqlite3.ErrIoErrShortRead, e.ExtendedCode == ioErrCorruptFS:
+		return true
+	}
+	return false
+}
+
+// Faulty tells errors of the disk, and damage that was come upon, from what is wrong
+// with one statement or passes, like a full disk. After one an open database is not
+// to be trusted with another write.
+func Faulty(err error) bool {
+	var e sqlite3.Error
+	return errors.As(err, &e) && (e.Code == sqlite3.ErrIoErr || e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
+}
+
+// ioErrCorruptFS is SQLITE_IOERR_CORRUPTFS, which the driver does not name.
+const ioErrCorruptFS = sqlite3.ErrNoExtended(10 | 33<<8)

@@ -12,7 +12,7 @@ import (
 func TestDSNIsDurable(t *testing.T) {
 	// A name that needs escaping: '?' would cut the parameters off.
 	path := filepath.Join(t.TempDir(), "a b?c#d", "state.db")
-	if err := Prepare(t.Context(), path); err != nil {
+	if err := Prepare(t.Context(), path, false); err != nil {
 		t.Fatal(err)
 	}
 	db, err := sql.Open("sqlite3", DSN(path))
@@ -66,7 +66,7 @@ func TestPrepareRefusesDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.Close()
-	if err := Prepare(t.Context(), path); err != nil {
+	if err := Prepare(t.Context(), path, false); err != nil {
 		t.Fatalf("Prepare(sound database) = %v; want nil", err)
 	}
 	data, err := os.ReadFile(path)
@@ -83,7 +83,7 @@ func TestPrepareRefusesDamage(t *testing.T) {
 			if err := os.WriteFile(path, damaged, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			err := Prepare(t.Context(), path)
+			err := Prepare(t.Context(), path, false)
 			if err == nil {
 				t.Fatal("Prepare(damaged database) = nil; want an error")
 			}

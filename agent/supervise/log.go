@@ -25,6 +25,11 @@ type logFile struct {
 	size int64
 	tail []string
 	shut bool // nothing is written any more
+	lost bool // the last line did not reach the file
+
+	recent    []string // with their ends, for when the file can't be written
+	recentLen int      // bytes in recent
+	followers map[chan string]bool
 }
 
 func newLog(path string, max int64) *logFile { return &logFile{path: path, max: max} }
@@ -58,16 +63,19 @@ func (l *logFile) writeLine(line []byte) {
 }
 
 func (l *logFile) appendLocked(text string) {
+	l.rememberLocked(text + "\n")
 	if l.f != nil && l.size+int64(len(text)) >= l.max {
 		l.f.Close()
 		l.f = nil
 		os.Rename(l.path, l.path+".1")
 	}
 	if l.shut || l.f == nil && !l.openLocked() {
+		l.lost = true
 		return
 	}
-	n, _ := l.f.Write(append([]byte(text), '\n')) // a full disk costs log lines, nothing else
+	n, err := l.f.Write(append([]byte(text), '\n')) // a full disk costs log lines, nothing else
 	l.size += int64(n)
+	l.lost = err != nil
 }
 
 func (l *logFile) openLocked() bool {

@@ -11,6 +11,7 @@
 package supervise
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -42,6 +43,10 @@ type Unit struct {
 	// five seconds). 0: none is asked for.
 	Watchdog     time.Duration
 	AbortTimeout time.Duration
+	// Probe asks a program that doesn't send WATCHDOG=1 whether it is alive;
+	// nil means that it sends it. It is called every third of Watchdog, and
+	// must return when its context ends.
+	Probe func(context.Context) error
 	// OOMScoreAdj is -1000 (never killed for memory) to 1000.
 	OOMScoreAdj int
 }
@@ -156,14 +161,17 @@ type running struct {
 	cfg     Config
 	log     *logFile
 	socket  *notify.Socket
-	stop    chan struct{} // closed to stop
+	stop    chan struct{} // closed to stop, by end
+	stopOne sync.Once
 	stopped chan struct{} // closed when it has stopped
 	ready   chan struct{} // closed when it was ready for the first time
 	notes   chan notify.Message
+	alive   chan struct{} // Probe has succeeded
 
-	mu     sync.Mutex // guards state and status, which others read
+	mu     sync.Mutex // guards what follows, which others read
 	state  State
 	status string
+	report report
 
 	// Owned by loop.
 	proc     *Process
@@ -182,21 +190,28 @@ func (s *Supervisor) Start(u Unit) error {
 	u.StartTimeout = or(u.StartTimeout, 2*time.Minute)
 	u.StopTimeout = or(u.StopTimeout, 20*time.Second)
 	u.AbortTimeout = or(u.AbortTimeout, 5*time.Second)
-	socket, err := notify.Listen(filepath.Join(s.cfg.RunDir, u.Name+".sock"))
-	if err != nil {
-		return fmt.Errorf("start unit %q: %w", u.Name, err)
-	}
-	r := &running{Unit: u, cfg: s.cfg, log: newLog(filepath.Join(s.cfg.LogDir, u.Name+".log"), logSize), socket: socket,
-		stop: make(chan struct{}), stopped: make(chan struct{}), ready: make(chan struct{}), notes: make(chan notify.Message)}
-	r.deadline = time.NewTimer(time.Hour)
-	r.deadline.Stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		socket.Close()
-		return fmt.Errorf("start unit %q: the system is going down", u.Name)
+	r, err := s.startLocked(u)
+	if err != nil {
+		return err
 	}
 	s.units = append(s.units, r)
+	return nil
+}
+
+func (s *Supervisor) startLocked(u Unit) (*running, error) {
+	if s.closed {
+		return nil, fmt.Errorf("start unit %q: the system is going down", u.Name)
+	}
+	socket, err := notify.Listen(filepath.Join(s.cfg.RunDir, u.Name+".sock"))
+	if err != nil {
+		return nil, fmt.Errorf("start unit %q: %w", u.Name, err)
+	}
+	r := &running{Unit: u, cfg: s.cfg, log: newLog(filepath.Join(s.cfg.LogDir, u.Name+".log"), logSize), socket: socket,
+		stop: make(chan struct{}), stopped: make(chan struct{}), ready: make(chan struct{}), notes: make(chan notify.Message), alive: make(chan struct{})}
+	r.deadline = time.NewTimer(time.Hour)
+	r.deadline.Stop()
 	go func() {
 		for {
 			m, err := socket.Receive()
@@ -211,7 +226,38 @@ func (s *Supervisor) Start(u Unit) error {
 		}
 	}()
 	go r.loop()
-	return nil
+	if r.Probe != nil {
+		go r.probe()
+	}
+	return r, nil
+}
+
+// probe asks a ready unit for a sign of life until it has stopped.
+func (r *running) probe() {
+	each := r.Watchdog / 3
+	t := time.NewTicker(each)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-r.stopped:
+			return
+		}
+		if state, _ := r.current(); state != Ready {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), each)
+		err := r.Probe(ctx)
+		cancel()
+		if err != nil {
+			continue // the next one, or the deadline
+		}
+		select {
+		case r.alive <- struct{}{}:
+		case <-r.stopped:
+			return
+		}
+	}
 }
 
 // WaitReady waits until the unit was ready once. It says on the console what it
@@ -274,8 +320,7 @@ func (s *Supervisor) StopAll() {
 	s.units, s.closed = nil, true
 	s.mu.Unlock()
 	for i := len(units) - 1; i >= 0; i-- {
-		close(units[i].stop)
-		<-units[i].stopped
+		units[i].end()
 	}
 }
 
@@ -297,6 +342,10 @@ func (r *running) loop() {
 		case m := <-r.notes:
 			if r.proc != nil && m.PID == r.proc.PID {
 				r.note(m)
+			}
+		case <-r.alive:
+			if state, _ := r.current(); state == Ready {
+				r.arm(r.interval)
 			}
 		case <-r.deadline.C:
 			r.late()
@@ -330,8 +379,12 @@ func (r *running) event(e event) {
 	if s == old {
 		return
 	}
+	r.entered(s)
 	switch s {
 	case Starting:
+		if e == evRetry {
+			r.restarted()
+		}
 		r.launch()
 	case Ready:
 		r.cfg.Printf("unit %s ready after %dms", r.Name, time.Since(r.started).Milliseconds())
@@ -400,6 +453,7 @@ func (r *running) note(m notify.Message) {
 	}
 	if m.MainPID != 0 && m.MainPID != r.proc.PID {
 		r.proc = r.cfg.Reaper.Adopt(m.MainPID)
+		r.launched(m.MainPID)
 	}
 	r.mu.Lock()
 	state := r.state
@@ -431,6 +485,7 @@ func (r *running) note(m notify.Message) {
 func (r *running) exited() {
 	reason, ran := r.proc.Reason(), time.Since(r.started)
 	r.proc = nil
+	r.ended(fmt.Sprintf("%s after %v", reason, ran.Round(time.Millisecond)))
 	state, _ := r.current()
 	r.log.mark("%s after %v", reason, ran.Round(time.Millisecond))
 	if state == Stopping {
@@ -468,11 +523,13 @@ func (r *running) launch() {
 	r.mu.Unlock()
 	p, err := r.exec()
 	if err != nil {
+		r.ended(err.Error())
 		r.fail("%v", err)
 		r.event(evExit)
 		return
 	}
 	r.proc = p
+	r.launched(p.PID)
 	r.cfg.Printf("unit %s started, process %d", r.Name, p.PID)
 	r.limit = r.StartTimeout
 	r.arm(r.limit)
@@ -495,7 +552,7 @@ func (r *running) exec() (*Process, error) {
 		Files: []uintptr{null.Fd(), pw.Fd(), pw.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	if r.Watchdog > 0 {
+	if r.Watchdog > 0 && r.Probe == nil {
 		attr.Env = append(attr.Env, fmt.Sprintf("WATCHDOG_USEC=%d", r.Watchdog.Microseconds()))
 	}
 	if r.cfg.Cgroup != "" {

@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -427,4 +429,39 @@ func TestLogRotation(t *testing.T) {
 	if tail := l.last(); len(tail) != 1 || tail[0] != "1" {
 		t.Errorf("last() without a file = %q", tail)
 	}
+}
+
+// A program without a watchdog of its own is asked; when it does not answer any
+// more it is started again.
+func TestProbe(t *testing.T) {
+	var dead atomic.Bool
+	asked := make(chan struct{}, 100)
+	u := Unit{Watchdog: 2 * time.Second, AbortTimeout: 100 * time.Millisecond, Probe: func(context.Context) error {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		if dead.Load() {
+			return errors.New("no answer")
+		}
+		return nil
+	}}
+	_, c, _ := start(t, u, "ready")
+	for range 9 { // three times as long as Watchdog
+		select {
+		case <-asked:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the program is not asked")
+		}
+	}
+	c.mu.Lock()
+	before := strings.Join(c.lines, "\n")
+	c.mu.Unlock()
+	if strings.Contains(before, "no sign of life") {
+		t.Fatalf("a program that answers was ended:\n%s", before)
+	}
+	dead.Store(true)
+	c.await(t, "no sign of life for 2s", 1)
+	dead.Store(false)
+	c.await(t, "unit u ready", 2)
 }

@@ -50,14 +50,36 @@ func Open(path string) (*Hardware, error) {
 }
 
 func hardware(fd int) *Hardware {
-	// A driver that can't do Timeout keeps its own.
-	unix.IoctlSetPointerInt(fd, unix.WDIOC_SETTIMEOUT, int(Timeout/time.Second))
 	h := &Hardware{fd: fd, Timeout: Timeout}
-	if s, err := unix.IoctlGetInt(fd, unix.WDIOC_GETTIMEOUT); err == nil && s > 0 {
-		h.Timeout = time.Duration(s) * time.Second
-	}
+	h.SetTimeout(Timeout) // a driver that can't keeps its own
 	h.Feed()
 	return h
+}
+
+// SetTimeout asks the hardware for another time, whole seconds. Afterwards
+// Timeout is what it has, also when that is another one.
+func (h *Hardware) SetTimeout(d time.Duration) error {
+	err := unix.IoctlSetPointerInt(h.fd, unix.WDIOC_SETTIMEOUT, int(d/time.Second))
+	if s, gerr := unix.IoctlGetInt(h.fd, unix.WDIOC_GETTIMEOUT); gerr == nil && s > 0 {
+		h.Timeout = time.Duration(s) * time.Second
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("set watchdog to %v: it keeps %v: %w", d, h.Timeout, err)
+	case h.Timeout != d:
+		return fmt.Errorf("set watchdog to %v: it keeps %v", d, h.Timeout)
+	}
+	return nil
+}
+
+// Stop stops it for good. When that fails, as with a driver that can't stop,
+// it must be fed on.
+func (h *Hardware) Stop() error {
+	const disable = 1 // WDIOS_DISABLECARD
+	if err := unix.IoctlSetPointerInt(h.fd, unix.WDIOC_SETOPTIONS, disable); err != nil {
+		return fmt.Errorf("stop watchdog: %w", err)
+	}
+	return nil
 }
 
 // Inherit takes the running watchdog that a previous program in this process

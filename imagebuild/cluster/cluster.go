@@ -6,6 +6,8 @@
 package cluster
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -112,6 +114,40 @@ func (c *Cluster) Bundle(now time.Time) ([]byte, error) {
 		CACert:           pki.CertPEM(c.root.Cert),
 		IntermediateCert: pki.CertPEM(inter.Cert), IntermediateKey: key,
 	}).Marshal()
+}
+
+// AdminCertificate makes an administrator's client certificate for TLS, valid
+// for hours rather than a year: it is made anew whenever one is needed.
+func (c *Cluster) AdminCertificate(now time.Time) (tls.Certificate, error) {
+	certPEM, keyPEM, err := c.root.IssueFor(adminLife, pki.Leaf{CommonName: "admin", Organization: []string{"system:masters"}}, now)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("use administrator's certificate: %w", err)
+	}
+	return cert, nil
+}
+
+const adminLife = 12 * time.Hour
+
+// Root is the cluster's root certificate.
+func (c *Cluster) Root() *x509.Certificate { return c.root.Cert }
+
+// Names lists the clusters that home holds.
+func Names(home string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(home, "clusters"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list clusters: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && validName.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
 }
 
 // Kubeconfig makes an administrator's kubeconfig for the API server at server,

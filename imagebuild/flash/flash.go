@@ -2,7 +2,8 @@
 // what belongs to one node (provisioning bundle, configuration) on FIRMWARE;
 // the image file itself stays the same for everybody.
 //
-// Left out: finding cards; the operator names the device.
+// It also lists the disks there are, and says which it would not touch. Left
+// out: choosing one; the operator names the device.
 package flash
 
 import (
@@ -94,12 +95,20 @@ func Flash(ctx context.Context, o Options) error {
 	}
 	bar = newBar(o.Out, "verifying", n)
 	defer bar.Finish()
-	got := sha256.New()
-	if _, err := io.Copy(got, bar.NewProxyReader(&ctxReader{ctx, io.NewSectionReader(out, 0, n)})); err != nil {
+	if err := readBack(bar.NewProxyReader(&ctxReader{ctx, io.NewSectionReader(out, 0, n)}), sum.Sum(nil)); err != nil {
 		return fmt.Errorf("read %q back: %w", o.Device, err)
 	}
-	if !bytes.Equal(got.Sum(nil), sum.Sum(nil)) {
-		return fmt.Errorf("read %q back: got other bytes than were written: the card is bad, or too small for what it claims; use another", o.Device)
+	return nil
+}
+
+// readBack wants what a device returns to have the SHA-256 of what was written.
+func readBack(device io.Reader, want []byte) error {
+	got := sha256.New()
+	if _, err := io.Copy(got, device); err != nil {
+		return err
+	}
+	if !bytes.Equal(got.Sum(nil), want) {
+		return errors.New("got other bytes than were written: the card is bad, or too small for what it claims; use another")
 	}
 	return nil
 }
@@ -233,15 +242,11 @@ func refuse(device string) error {
 	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
 		return fmt.Errorf("%q is a partition; name the whole disk, /dev/%s", device, filepath.Base(filepath.Dir(dir)))
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, swaps, err := ThisHost.uses()
 	if err != nil {
-		return fmt.Errorf("read mounts: %w", err)
+		return err
 	}
-	swaps, err := os.ReadFile("/proc/swaps")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("read swaps: %w", err)
-	}
-	return inUse(device, dir, string(mounts), string(swaps))
+	return inUse(device, dir, mounts, swaps)
 }
 
 // inUse looks at a disk and its partitions in sysfs.
@@ -256,16 +261,11 @@ func inUse(device, sysfs, mounts, swaps string) error {
 	}
 	for _, dir := range dirs {
 		name := "/dev/" + filepath.Base(dir)
-		dev, err := os.ReadFile(filepath.Join(dir, "dev"))
-		if err != nil {
-			return fmt.Errorf("look at device %q: %w", device, err)
+		if value(dir, "dev") == "" {
+			return fmt.Errorf("look at device %q: sysfs has no number for %s", device, name)
 		}
-		for _, line := range strings.Split(mounts, "\n") {
-			// proc(5): ID, parent, major:minor, root, mount point, …
-			f := strings.Fields(line)
-			if len(f) > 4 && (f[2] == strings.TrimSpace(string(dev)) || slices.Contains(f, name)) {
-				return fmt.Errorf("%s is mounted at %s; unmount it first, if it is the right disk", name, f[4])
-			}
+		if at := mountPoints(dir, mounts); len(at) > 0 {
+			return fmt.Errorf("%s is mounted at %s; unmount it first, if it is the right disk", name, at[0])
 		}
 		for _, line := range strings.Split(swaps, "\n") {
 			if f := strings.Fields(line); len(f) > 0 && f[0] == name {

@@ -2,6 +2,7 @@ package flash
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -79,6 +80,23 @@ func device(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// A card may return something else than was written, as one does that is smaller than it claims.
+func TestReadBack(t *testing.T) {
+	written := bytes.Repeat([]byte("block "), 1<<16)
+	sum := sha256.Sum256(written)
+	if err := readBack(bytes.NewReader(written), sum[:]); err != nil {
+		t.Errorf("readBack() of what was written: %v", err)
+	}
+	for name, bad := range map[string][]byte{
+		"one bit": append([]byte{written[0] ^ 1}, written[1:]...), "zeros at the end": append(bytes.Clone(written[:len(written)/2]), make([]byte, len(written)/2)...),
+		"short": written[:len(written)-1],
+	} {
+		if err := readBack(bytes.NewReader(bad), sum[:]); err == nil || !strings.Contains(err.Error(), "the card is bad") {
+			t.Errorf("readBack() with %s = %v; want it refused", name, err)
+		}
+	}
 }
 
 func TestFlash(t *testing.T) {

@@ -1,10 +1,10 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -18,11 +18,9 @@ import (
 	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/boards"
 	"skerry.internal/skerry/imagebuild/deb"
-	"skerry.internal/skerry/imagebuild/disk"
 	"skerry.internal/skerry/imagebuild/fat"
 	"skerry.internal/skerry/imagebuild/fetch"
 	"skerry.internal/skerry/imagebuild/plan"
-	"skerry.internal/skerry/imagebuild/secrets"
 	"skerry.internal/skerry/imagebuild/tree"
 )
 
@@ -63,8 +61,8 @@ func run(ctx context.Context, b *Build) error {
 	return b.Run(ctx, func(ctx context.Context, steps []plan.Step) error { return plan.Run(ctx, steps, io.Discard) })
 }
 
-// small is a real image of stand-in programs, built once for all tests, in two
-// folders that share nothing.
+// small is a real image of stand-in programs, built once for all tests, into two
+// folders; the second from a copy of the sources elsewhere.
 type smallImages struct {
 	a, b  string // image files
 	build *Build
@@ -90,6 +88,12 @@ func built(t *testing.T) smallImages {
 		cleanup = append(cleanup, func() { os.RemoveAll(dir) })
 		for _, name := range []string{"one", "another/folder"} {
 			o := options(t, filepath.Join(dir, name))
+			if small.build != nil {
+				o.Project = filepath.Join(dir, "sources")
+				if smallErr = copySources(o.Project, "../.."); smallErr != nil {
+					return
+				}
+			}
 			o.standIns = standIns(t, dir, "skerryd", "containerd", "containerd-shim-runc-v2", "bridge", "loopback", "host-local", "portmap")
 			b, err := New(o)
 			if err != nil {
@@ -113,6 +117,19 @@ func built(t *testing.T) smallImages {
 		t.Fatal(smallErr)
 	}
 	return small
+}
+
+// copySources copies what git has of a project, as it is in the tree, with its history.
+func copySources(to, from string) error {
+	const script = `git clone -q --no-checkout --shared "$1" "$2"; cd "$1"; git ls-files -co --exclude-standard -z >"$2/.git/files"; xargs -0 cp --parents -t "$2" <"$2/.git/files"`
+	from, err := filepath.Abs(from)
+	if err != nil {
+		return err
+	}
+	if out, err := exec.Command("sh", "-ec", script, "sh", from, to).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy the sources: %w: %s", err, out)
+	}
+	return nil
 }
 
 var cleanup []func()
@@ -177,257 +194,7 @@ func TestSameBytes(t *testing.T) {
 	}
 }
 
-func TestInspect(t *testing.T) {
-	s := built(t)
-	for _, name := range []string{s.a, s.a + ".zst"} {
-		r, err := Inspect(t.Context(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := r.Damage(); len(d) > 0 {
-			t.Errorf("Inspect(%s) of a new image finds damage: %q", name, d)
-		}
-		if len(r.Partitions) != 4 || len(r.Slots) != 2 || !r.Slots[0].Written || r.Slots[1].Written || r.Slots[0].Version != small.build.source.Version {
-			t.Errorf("Inspect(%s) = %+v", name, r)
-		}
-	}
-	hashes := int64(boards.SlotAStart+boards.SlotBootSize) + s.build.rootFS.size
-	for _, tt := range []struct {
-		name   string
-		offset int64
-		want   string // in the damage; empty: it is still whole
-	}{
-		{"kernel", place(t, s.a, kernelFile), "slot a: check " + kernelFile},
-		{"initramfs", place(t, s.a, initrdFile), "slot a: check " + initrdFile},
-		{"slot.txt", place(t, s.a, "slot.txt"), "slot a: "},
-		{"first root block", boards.SlotAStart + boards.SlotBootSize + 100, "wrong blocks of 4 KiB: 0"},
-		{"a later root block", boards.SlotAStart + boards.SlotBootSize + 1000*disk.VerityBlock, "wrong blocks of 4 KiB: 1000"},
-		{"verity superblock", hashes, "verity superblock"},
-		{"top of the verity tree", hashes + disk.VerityBlock, "verity tree is damaged"},
-		{"one copy of the boot state", boards.BootState0 + 20, ""},
-		{"FIRMWARE's header", boards.FirmwareStart + 511, "FIRMWARE: "},
-		{"slot's FAT header", boards.SlotAStart + 511, "slot a: boot files"},
-		{"slot B", boards.SlotBStart, ""},
-	} {
-		r, err := Inspect(t.Context(), flip(t, s.a, tt.offset))
-		if err != nil {
-			t.Errorf("Inspect() with a flipped byte in %s: %v", tt.name, err)
-			continue
-		}
-		damage := strings.Join(r.Damage(), "\n")
-		if (tt.want == "") != (damage == "") || !strings.Contains(damage, tt.want) {
-			t.Errorf("Inspect() with a flipped byte in %s finds %q; want %q", tt.name, damage, tt.want)
-		}
-	}
-	both := flip(t, flip(t, s.a, boards.BootState0+20), boards.BootState1+20)
-	if r, err := Inspect(t.Context(), both); err != nil || !strings.Contains(strings.Join(r.Damage(), ""), "boot state") {
-		t.Errorf("Inspect() with both boot states broken = %v, %v; want it named", r, err)
-	}
-}
-
-// place finds where a file of slot A lies in an image.
-func place(t *testing.T, image, name string) int64 {
-	t.Helper()
-	f, err := os.Open(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	part := make([]byte, boards.SlotBootSize)
-	if _, err := f.ReadAt(part, boards.SlotAStart); err != nil {
-		t.Fatal(err)
-	}
-	files, err := fat.Read(bytes.NewReader(part), boards.SlotBootSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		if f.Name == name {
-			return boards.SlotAStart + int64(bytes.Index(part, f.Data[:64])) + 40
-		}
-	}
-	t.Fatalf("no %s in slot A", name)
-	return 0
-}
-
-// flip copies an image and changes one byte of it.
-func flip(t *testing.T, image string, offset int64) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "image")
-	if out, err := exec.Command("cp", "--sparse=always", image, name).CombinedOutput(); err != nil {
-		t.Fatalf("cp: %v\n%s", err, out)
-	}
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, offset); err != nil {
-		t.Fatal(err)
-	}
-	b[0] ^= 0x10
-	if _, err := f.WriteAt(b, offset); err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
-func TestInspectOfWhatIsNoImage(t *testing.T) {
-	s := built(t)
-	dir := t.TempDir()
-	write := func(name string, content []byte) string {
-		p := filepath.Join(dir, name)
-		if err := os.WriteFile(p, content, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	packed, err := os.ReadFile(s.a + ".zst")
-	if err != nil {
-		t.Fatal(err)
-	}
-	start, err := os.Open(s.a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer start.Close()
-	raw := make([]byte, 20<<20)
-	if _, err := io.ReadFull(start, raw); err != nil {
-		t.Fatal(err)
-	}
-	broken := bytes.Clone(packed)
-	broken[len(broken)/2] ^= 1
-	for name, tt := range map[string]struct {
-		file, want string
-	}{
-		"nothing there":   {filepath.Join(dir, "none"), "no such file"},
-		"empty":           {write("empty", nil), "not a Skerry image"},
-		"garbage":         {write("garbage", bytes.Repeat([]byte("garbage "), 1000)), "not a Skerry image"},
-		"truncated":       {write("truncated", raw), "truncated"},
-		"truncated .zst":  {write("truncated.zst", packed[:len(packed)/2]), "truncated"},
-		"broken .zst":     {write("broken.zst", broken), "damaged"},
-		"garbage in .zst": {write("garbage.zst", append(packed[:4:4], raw[:5000]...)), "damaged"},
-	} {
-		_, err := Inspect(t.Context(), tt.file)
-		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
-			t.Errorf("Inspect(%s) = %v; want one line with %q", name, err, tt.want)
-		}
-	}
-}
-
-// scanImage looks for secrets in every byte of an image, and in every file of
-// its root file system.
-func scanImage(t *testing.T, s smallImages, image string, root *tree.Tree) []secrets.Finding {
-	t.Helper()
-	f, err := os.Open(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	found, err := secrets.Scan(f, "image")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The FATs' files, which may be packed.
-	for _, at := range []int64{boards.FirmwareStart, boards.SlotAStart} {
-		files, err := fat.Read(io.NewSectionReader(f, at, boards.SlotBootSize), boards.SlotBootSize)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range files {
-			in, err := secrets.Scan(bytes.NewReader(file.Data), file.Name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			found = append(found, in...)
-		}
-	}
-	// The root file system as it lies in the image, unpacked by its own tool.
-	dir := filepath.Join(t.TempDir(), "root")
-	part := filepath.Join(t.TempDir(), "part")
-	b := make([]byte, s.build.rootFS.size)
-	if _, err := f.ReadAt(b, boards.SlotAStart+boards.SlotBootSize); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(part, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := s.build.tools.Command(t.Context(), "unsquashfs", "-no-progress", "-quiet", "-d", dir, part).CombinedOutput(); err != nil {
-		t.Fatalf("unsquashfs: %v\n%s", err, out)
-	}
-	var files int
-	err = filepath.WalkDir(dir, func(p string, e os.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() {
-			return err
-		}
-		files++
-		in, err := os.Open(p)
-		if err != nil {
-			return err
-		}
-		defer in.Close()
-		more, err := secrets.Scan(in, strings.TrimPrefix(p, dir))
-		found = append(found, more...)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var want int
-	for _, e := range root.Entries() {
-		if e.Mode.IsRegular() {
-			want++
-		}
-	}
-	if files != want {
-		t.Errorf("looked into %d files of the root file system; want %d", files, want)
-	}
-	return found
-}
-
 const plantedKey = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIOjYjnm7p0l2tYQe0bzQ1pVvRr3mNqH8kq5y6C1mJmZVoAoGCCqGSM49\n-----END EC PRIVATE KEY-----\n"
-
-func TestNoSecrets(t *testing.T) {
-	s := built(t)
-	for _, f := range scanImage(t, s, s.a, &s.build.root) {
-		t.Errorf("the image holds %v", f)
-	}
-	// What is not found when it is there proves nothing.
-	f, err := os.OpenFile(flip(t, s.a, boards.SlotBStart), os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteAt([]byte(plantedKey), boards.StateStart+12345); err != nil {
-		t.Fatal(err)
-	}
-	if found := scanImage(t, s, f.Name(), &s.build.root); len(found) != 1 {
-		t.Errorf("a key in STATE: found %v; want it", found)
-	}
-}
-
-func TestNoSecretsInPackedFiles(t *testing.T) {
-	s := built(t)
-	planted := *s.build
-	planted.work = t.TempDir()
-	planted.store.dir = t.TempDir()
-	planted.root, planted.slot = tree.Tree{}, slotBlob{}
-	for _, e := range append(s.build.root.Entries(), tree.File("etc/oops.pem", 0o600, []byte(plantedKey))) {
-		if err := planted.root.Add(e); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p := &plan.Progress{}
-	if err := errors.Join(planted.packRoot(t.Context(), p), planted.makeVerity(t.Context(), p), planted.makeSlot(t.Context(), p),
-		planted.makeFirmware(t.Context(), p), planted.writeImage(t.Context(), p)); err != nil {
-		t.Fatal(err)
-	}
-	found := scanImage(t, smallImages{build: &planted}, planted.image, &planted.root)
-	if len(found) != 1 || !strings.Contains(found[0].Where, "etc/oops.pem") {
-		t.Errorf("a key in a packed file: found %v; want it", found)
-	}
-}
 
 // TestRootContents pins what is in the root file system besides kernel modules,
 // with folders that hold nothing: what is new shows in review.

@@ -107,7 +107,7 @@ func (b *Build) compile(ctx context.Context, p *plan.Progress) error {
 		first := programs[0]
 		var group, rest []plan.Program
 		for _, prog := range programs {
-			if prog.CGO == first.CGO && slices.Equal(prog.Tags, first.Tags) {
+			if prog.CGO == first.CGO && prog.Small == first.Small && slices.Equal(prog.Tags, first.Tags) {
 				group = append(group, prog)
 			} else {
 				rest = append(rest, prog)
@@ -138,6 +138,9 @@ func (b *Build) compileGroup(ctx context.Context, p *plan.Progress, bin string, 
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags", strings.Join(ld, " "), "-o", bin + string(filepath.Separator)}
 	if tags := group[0].Tags; len(tags) > 0 {
 		args = append(args, "-tags", strings.Join(tags, ","))
+	}
+	if group[0].Small {
+		args = append(args, "-gcflags=all=-l")
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, imports...)...)
 	cmd.Dir = b.Project

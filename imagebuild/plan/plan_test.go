@@ -55,8 +55,8 @@ func TestPrograms(t *testing.T) {
 		if prog.Name == "skerryd" {
 			t.Error("Programs() holds what is left out")
 		}
-		if prog.Name == "init" && prog.Limit != 8<<20 {
-			t.Errorf("init may have %d bytes; want 8 MiB", prog.Limit)
+		if prog.Name == "init" && prog.Limit != 8_000_000 {
+			t.Errorf("init may have %d bytes; want 8,000,000", prog.Limit)
 		}
 	}
 }

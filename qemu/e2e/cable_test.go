@@ -21,7 +21,7 @@ func TestCable(t *testing.T) {
 	powerOn(t, vm)
 	plug(false) // U-Boot has not looked at the network by then
 	await(t, vm, `skerry: error: wait for network: no address yet; going on without`, limit)
-	await(t, vm, `skerry: unit skerryd started`, limit)
+	await(t, vm, `skerry: boot complete`, limit)
 	if console := vm.Console(); strings.Contains(console, "has a link") || strings.Contains(console, "has address") {
 		t.Fatalf("the cable is not out:\n%s", console)
 	}

@@ -3,11 +3,17 @@
 package e2e
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -60,80 +66,139 @@ func serveTime(t *testing.T) *timeServer {
 	return s
 }
 
-// TestClock powers a node on whose hardware clock says 1970 and that reaches no
-// time server; then one turns up and says that it is three years later; then
-// the clock goes back by a day. It waits minutes for init to ask for the time
-// again, so it is part of make test-all only, which sets the tag.
-func TestClock(t *testing.T) {
-	server := serveTime(t)
-	n := startNode(t, func(c *qemu.Config) {
-		c.RTC = time.Unix(0, 0)
-		rest := c.Firmware
-		c.Firmware = func(files map[string][]byte) error {
-			err := rest(files)
-			_, port, _ := net.SplitHostPort(server.conn.LocalAddr().String())
-			files["skerry.yaml"] = fmt.Appendf(files["skerry.yaml"], "ntp: [10.0.2.2:%s]\n", port)
-			return err
-		}
-	})
-	n.want(`barn-1\s+Ready`, "get", "nodes")
-	n.ops()
-	works := func() error {
-		if out, err := n.try("", "get", "--raw", "/readyz"); err != nil {
-			return fmt.Errorf("API: %w: %s", err, out)
-		}
-		// Through kubelet, with the token that the pod has now.
-		out, err := n.on(`busybox wget -T 10 -qO- --no-check-certificate --header "Authorization: Bearer $(busybox cat /var/run/secrets/kubernetes.io/serviceaccount/token)" https://10.43.0.1/version`)
-		if err != nil || !strings.Contains(out, `"gitVersion"`) {
-			return fmt.Errorf("a pod's token: %w: %s", err, out)
-		}
-		out, err = n.try("", "get", "node", "barn-1", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
-		if err != nil || out != "True" {
-			return fmt.Errorf("node Ready is %q, %w", out, err)
-		}
-		return nil
+// ask has the node ask this server and no other.
+func (s *timeServer) ask(c *qemu.Config) {
+	rest := c.Firmware
+	c.Firmware = func(files map[string][]byte) error {
+		err := rest(files)
+		_, port, _ := net.SplitHostPort(s.conn.LocalAddr().String())
+		files["skerry.yaml"] = fmt.Appendf(files["skerry.yaml"], "ntp: [10.0.2.2:%s]\n", port)
+		return err
 	}
-	if err := works(); err != nil {
-		t.Fatalf("with the clock of the bundle: %v", err)
-	}
+}
 
-	// The operator's machine is in the present, so it gets a certificate for then,
-	// and does not judge the node's, which is not valid yet here.
-	const years = 3 * 365 * 24 * time.Hour
+// tell has the time be off from now on.
+func (s *timeServer) tell(offset time.Duration) { s.offset.Store(&offset) }
+
+// at has kubectl live in the node's time, which is off: a certificate for then,
+// and no judgement on the node's, which is not valid here.
+func (n *node) at(offset time.Duration) {
+	n.t.Helper()
 	c, err := cluster.Open(n.home, "e2e")
 	if err != nil {
-		t.Fatal(err)
+		n.t.Fatal(err)
 	}
-	at := func(when time.Duration) {
-		t.Helper()
-		data, err := c.Kubeconfig(fmt.Sprintf("https://127.0.0.1:%d", n.vm.Port(6443)), time.Now().Add(when))
+	data, err := c.Kubeconfig(fmt.Sprintf("https://127.0.0.1:%d", n.vm.Port(6443)), time.Now().Add(offset))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	data = regexp.MustCompile(`certificate-authority-data: \S+`).ReplaceAll(data, []byte("insecure-skip-tls-verify: true"))
+	if err := os.WriteFile(n.kubeconfig, data, 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// holds wants the API's and the kubelet's certificates to be valid in the node's time,
+// which is off, and of the cluster's CA.
+func (n *node) holds(offset time.Duration) error {
+	c, err := cluster.Open(n.home, "e2e")
+	if err != nil {
+		return err
+	}
+	roots := rootsOf(n.t, c.Dir)
+	for port, name := range map[int]string{6443: "barn-1.local", kubeletPort: "barn-1"} {
+		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 30 * time.Second}, "tcp", fmt.Sprintf("127.0.0.1:%d", n.vm.Port(port)),
+			&tls.Config{RootCAs: roots, ServerName: name, Time: func() time.Time { return time.Now().Add(offset) }})
 		if err != nil {
-			t.Fatal(err)
+			return fmt.Errorf("certificate on port %d: %w", port, err)
 		}
-		data = regexp.MustCompile(`certificate-authority-data: \S+`).ReplaceAll(data, []byte("insecure-skip-tls-verify: true"))
-		if err := os.WriteFile(n.kubeconfig, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		conn.Close()
 	}
-	recovers := func(what string) {
-		t.Helper()
-		begin := time.Now()
-		n.eventually(what, works)
-		took := time.Since(begin)
-		t.Logf("%s: all works again after %.0f s", what, took.Seconds())
-		if took > 2*time.Minute {
-			t.Errorf("%s: it took %v; want at most two minutes", what, took)
-		}
+	return nil
+}
+
+const kubeletPort = 10250
+
+// works asks the API, the kubelet, and the API again from a pod with its token.
+func (n *node) works() error {
+	if out, err := n.try("", "get", "--raw", "/readyz"); err != nil {
+		return fmt.Errorf("API: %w: %s", err, out)
 	}
-	offset := years
-	server.offset.Store(&offset)
+	// Through kubelet, with the token that the pod has now.
+	out, err := n.on(`busybox wget -T 10 -qO- --no-check-certificate --header "Authorization: Bearer $(busybox cat /var/run/secrets/kubernetes.io/serviceaccount/token)" https://10.43.0.1/version`)
+	if err != nil || !strings.Contains(out, `"gitVersion"`) {
+		return fmt.Errorf("a pod's token: %w: %s", err, out)
+	}
+	out, err = n.try("", "get", "node", "barn-1", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	if err != nil || out != "True" {
+		return fmt.Errorf("node Ready is %q, %w", out, err)
+	}
+	return nil
+}
+
+// recovers wants all to work again within two minutes in the node's time, which is off.
+func (n *node) recovers(what string, offset time.Duration) {
+	n.t.Helper()
+	begin := time.Now()
+	n.eventually(what, func() error { return errors.Join(n.holds(offset), n.works()) })
+	took := time.Since(begin)
+	n.t.Logf("%s: all works again after %.0f s", what, took.Seconds())
+	if took > 2*time.Minute {
+		n.t.Errorf("%s: it took %v; want at most two minutes", what, took)
+	}
+}
+
+// oldImage builds the image as if its sources were of that time.
+func oldImage(t *testing.T, at time.Time) string {
+	t.Helper()
+	out := t.TempDir()
+	cmd := exec.Command(skerryCommand(t), "image", "build", "--board", "rpi4", "--project", "../..", "-o", out)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", at.Unix()))
+	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build an old image: %v\n%s", err, said)
+	}
+	return filepath.Join(out, "skerry-rpi4.img")
+}
+
+// TestClock powers on a node whose image is a month older than its cluster, whose
+// hardware clock says 1970 and that reaches no time server; then one turns up and says
+// that it is three years later; then the clock goes back by a day. It waits minutes for
+// init to ask for the time again, so it is part of make test-all only, which sets the tag.
+func TestClock(t *testing.T) {
+	server := serveTime(t)
+	old := oldImage(t, time.Now().Add(-30*24*time.Hour))
+	n := startNode(t, server.ask, func(c *qemu.Config) { c.RTC, c.Image, c.Forwards[kubeletPort] = time.Unix(0, 0), old, 0 })
+	n.want(`barn-1\s+Ready`, "get", "nodes")
+	n.ops()
+	n.eventually("all works with the clock of the bundle", func() error { return errors.Join(n.holds(0), n.works()) })
+	// The bundle is minutes old, the image a month.
+	out := strings.TrimSpace(n.must("busybox date +%s"))
+	if seconds, err := strconv.ParseInt(out, 10, 64); err != nil || time.Since(time.Unix(seconds, 0)).Abs() > time.Hour {
+		t.Errorf("the node's clock says %s, %v; want %d, give or take an hour", out, err, time.Now().Unix())
+	}
+	running := n.untouched()
+
+	const years = 3 * 365 * 24 * time.Hour
+	if err, bad := n.holds(years), (x509.CertificateInvalidError{}); !errors.As(err, &bad) || bad.Reason != x509.Expired { // the twin
+		t.Errorf("today's certificates in three years: %v; want them to be found too old", err)
+	}
+	server.tell(years)
 	n.expect(`skerry: clock set by 2628\d+h.* to 20\d\d-`, 5*time.Minute)
-	at(years)
-	recovers("three years later")
+	n.at(years)
+	n.recovers("three years later", years)
 
 	if out, err := n.on(`busybox date -s "@$(($(busybox date +%s) - 86400))"`); err != nil {
 		t.Fatalf("set the clock back: %v: %s", err, out)
 	}
-	at(years - 48*time.Hour)
-	recovers("a day back")
+	n.at(years - 48*time.Hour)
+	n.recovers("a day back", years-24*time.Hour)
+	if now := n.untouched(); now != running {
+		t.Errorf("boot and container: %s; want %s as before", now, running)
+	}
+}
+
+// untouched tells one boot from the next, and one container from the next.
+func (n *node) untouched() string {
+	n.t.Helper()
+	return n.must("busybox cat /proc/sys/kernel/random/boot_id") + n.container("ops")
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ func TestConfiguration(t *testing.T) {
 		t.Parallel()
 		vm := newMachine(t, "rpi4", "virt", image, nil, func(c *qemu.Config) {
 			c.Firmware = func(files map[string][]byte) error { files[config.FileName] = []byte(yaml); return nil }
+			c.Watchdog = strings.Contains(yaml, "watchdog:")
 		})
 		powerOn(t, vm)
 		return vm
@@ -29,7 +31,7 @@ func TestConfiguration(t *testing.T) {
 		vm := boot(t, "\xef\xbb\xbfhostnam: barn-7\r\nhostname: barn-8\r\nntp:\r\n\t- time.example.org\r\nnetwork:\r\n  interfaces:\r\n"+
 			"  - {name: eth0, address: 10.0.2.20/24, gateway: 10.0.2.77}\r\n  - {name: eth1, address: 10.0.3.20}\r\nhostname: barn-9\r\n")
 		for _, want := range []string{
-			`skerry: error: skerry\.yaml:1: unknown key "hostnam": want one of hostname, `,
+			`skerry: error: skerry\.yaml:1: unknown key "hostnam": want one of role, hostname, `,
 			`skerry: error: skerry\.yaml:4: .*tab|skerry: error: skerry\.yaml:4: .*cannot start any token`,
 			`skerry: error: skerry\.yaml:8: got "10\.0\.3\.20", want an IPv4 address with the length`,
 			`skerry: error: skerry\.yaml:9: key "hostname" stands in line 2 already`,
@@ -38,6 +40,45 @@ func TestConfiguration(t *testing.T) {
 			`skerry: error: network: eth0: gateway 10\.0\.2\.77 does not answer`,
 		} {
 			await(t, vm, want, limit)
+		}
+	})
+
+	t.Run("network", func(t *testing.T) {
+		vm := boot(t, "watchdog: 120\nnetwork:\n  interfaces:\n  - {name: eth0, dhcp: true, mtu: 1400, dns: ['fd00:1::53'], address6: 'fd00:1::5/64', gateway6: 'fe80::2'}\n"+
+			"  - {name: eth0, vlan: 20, address: 10.20.0.5/24, address6: 'fd00:20::5/64'}\n")
+		for _, want := range []string{
+			`skerry: hardware watchdog set to 2m0s`,
+			`skerry: network: eth0\.20 has address 10\.20\.0\.5/24, gateway none`,
+			`skerry: network: eth0 has address 10\.0\.2\.15/24`,
+			`skerry: network: eth0 has address fd00:1::5/64`,
+			`skerry: network: eth0\.20 has address fd00:20::5/64`,
+			`skerry: network: eth0 has address fec0:`, // QEMU's router advertises it
+			`skerry: unit containerd ready`,
+		} { // in any order
+			if !regexp.MustCompile(want).MatchString(vm.Console()) {
+				await(t, vm, want, limit)
+			}
+		}
+		if console := vm.Console(); strings.Contains(console, "error: network") {
+			t.Errorf("the network is complained of:\n%s", console)
+		}
+	})
+
+	// This U-Boot applies none (docs/decisions/0011-overlays.md), and says so: it has got the list.
+	t.Run("overlays", func(t *testing.T) {
+		vm := boot(t, "overlays: [dac]\n")
+		for _, want := range []string{
+			`skerry: error: overlay dac: there is no overlays/dac\.dtbo on FIRMWARE`,
+			`skerry: overlays stored for U-Boot: dac`,
+			`skerry: going down: U-Boot is to apply the overlays`,
+			`skerry: overlay dac: overlays/dac\.dtbo on FIRMWARE can not be loaded, left out`,
+			`skerry: slot a: starting `,
+			`skerry: unit containerd ready`,
+		} {
+			await(t, vm, want, limit)
+		}
+		if n := strings.Count(vm.Console(), "going down: "); n != 1 {
+			t.Errorf("the node has started again %d times, want once:\n%s", n, vm.Console())
 		}
 	})
 

@@ -85,15 +85,7 @@ func piImage(t *testing.T) string {
 // is ready; its certificate must come from the cluster's root.
 func ready(t *testing.T, cluster string, vm *qemu.VM) {
 	t.Helper()
-	root, err := os.ReadFile(filepath.Join(cluster, "ca.crt"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(root) {
-		t.Fatal("ca.crt holds no certificate")
-	}
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, TLSHandshakeTimeout: time.Minute}}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: rootsOf(t, cluster)}, TLSHandshakeTimeout: time.Minute}}
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(t.Context(), piTime)
 	defer cancel()
@@ -114,4 +106,18 @@ func ready(t *testing.T, cluster string, vm *qemu.VM) {
 	if answer.StatusCode != http.StatusOK || strings.TrimSpace(string(body)) != "ok" {
 		t.Errorf("GET %s = %s %q, want 200 ok", url, answer.Status, body)
 	}
+}
+
+// rootsOf is the CA of a cluster, in whose folder it is.
+func rootsOf(t testing.TB, cluster string) *x509.CertPool {
+	t.Helper()
+	root, err := os.ReadFile(filepath.Join(cluster, "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(root) {
+		t.Fatal("ca.crt holds no certificate")
+	}
+	return pool
 }

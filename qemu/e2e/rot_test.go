@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -41,22 +42,7 @@ func TestRottenSlot(t *testing.T) {
 		t.Run(fmt.Sprintf("other slot, flip %#x", flip), func(t *testing.T) {
 			t.Parallel()
 			vm := newMachine(t, "rpi4", "virt", image, nil)
-			blob := filepath.Join(t.TempDir(), "slot")
-			if err := os.WriteFile(blob, slot, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			both := slots.New(slots.A)
-			both.B, both.Seq = slots.OK, 2
-			sector, err := both.Encode()
-			if err != nil {
-				t.Fatal(err)
-			}
-			state := filepath.Join(t.TempDir(), "state")
-			if err := os.WriteFile(state, sector, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			writeFile(t, vm, boards.SlotBStart, blob, len(slot))
-			writeFile(t, vm, boards.BootState1, state, len(sector))
+			writeBoth(t, vm, slot)
 			writeByte(t, vm, boards.SlotAStart+super, slot[super]^flip)
 			powerOn(t, vm)
 			if flip == 0 {
@@ -86,6 +72,23 @@ func TestRottenSlot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// writeBoth has a machine that is off hold the same in both slots.
+func writeBoth(t *testing.T, vm *qemu.VM, slot []byte) {
+	t.Helper()
+	both := slots.New(slots.A)
+	both.B, both.Seq = slots.OK, 2
+	sector, err := both.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, state := filepath.Join(t.TempDir(), "slot"), filepath.Join(t.TempDir(), "state")
+	if err := errors.Join(os.WriteFile(blob, slot, 0o600), os.WriteFile(state, sector, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, vm, boards.SlotBStart, blob, len(slot))
+	writeFile(t, vm, boards.BootState1, state, len(sector))
 }
 
 // writeFile writes a file of this machine to the overlay of a machine that is off.

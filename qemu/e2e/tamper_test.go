@@ -3,13 +3,12 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -240,10 +239,14 @@ func writeByte(t *testing.T, vm *qemu.VM, at int, b byte) {
 	}
 }
 
-// No private key and no token is in any byte of the image, nor in what is
-// packed in it.
+// No private key and no token is in any byte of an image, nor in what is packed in it.
 func TestImageHoldsNoSecret(t *testing.T) {
-	image := bootImage(t)
+	for _, path := range []string{bootImage(t), piImage(t)} {
+		t.Run(filepath.Base(path), func(t *testing.T) { holdsNoSecret(t, path) })
+	}
+}
+
+func holdsNoSecret(t *testing.T, image string) {
 	scan := func(r io.Reader, name string) {
 		t.Helper()
 		found, err := secrets.Scan(r, name)
@@ -281,8 +284,12 @@ func TestImageHoldsNoSecret(t *testing.T) {
 	}()
 	counted := &counter{r: unpacked}
 	scan(counted, "root file system")
-	if counted.n < 100<<20 {
-		t.Errorf("looked into %d unpacked bytes of the root file system, want more than 100 MiB", counted.n)
+	var programs int64
+	for _, size := range description(t, image).Programs {
+		programs += size
+	}
+	if counted.n < programs || programs < 100<<20 {
+		t.Errorf("looked into %d unpacked bytes of the root file system, want more than the %d of our programs alone", counted.n, programs)
 	}
 }
 
@@ -297,12 +304,38 @@ func (c *counter) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// The bundle is taken off FIRMWARE at the first boot and leaves nothing there;
-// the power button ends the machine in order and soon.
+// A card is flashed as the README says. The bundle is taken off FIRMWARE at the first
+// boot and leaves nothing there; the power button ends the machine in order and soon.
 func TestFirstBootWipesBundle(t *testing.T) {
-	_, bundle := newBundle(t)
-	vm := newMachine(t, "rpi4", "virt", bootImage(t), bundle)
-	before := firmwareOf(t, vm)
+	card := filepath.Join(t.TempDir(), "card")
+	if err := os.WriteFile(card, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SKERRY_HOME", t.TempDir())
+	command := skerryCommand(t)
+	if out, err := exec.Command(command, "cluster", "create", "barn").CombinedOutput(); err != nil {
+		t.Fatalf("skerry cluster create: %v\n%s", err, out)
+	}
+	// script gives it a terminal, on which it shows how far it is.
+	out, err := exec.Command("script", "-qec", "stty cols 100; "+strings.Join(quote([]string{command, "flash", bootImage(t) + ".zst", card, "--cluster", "barn"}), " "), "/dev/null").CombinedOutput()
+	if err != nil {
+		t.Fatalf("skerry flash: %v\n%s", err, out)
+	}
+	for _, want := range []string{`writing .*[1-9]\d*\.\d+% .*p/s`, `verifying .*100\.00% .*p/s`, `is written and verified`} {
+		if !regexp.MustCompile(want).Match(out) {
+			t.Errorf("skerry flash on a terminal shows %q; want %q", out, want)
+		}
+	}
+	if err := os.Truncate(card, 3<<30); err != nil { // the card is larger than the image
+		t.Fatal(err)
+	}
+	flashed, err := qemu.ReadFirmware(card)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle := flashed[provision.FileName]
+	vm := newMachine(t, "rpi4", "virt", "", nil, func(c *qemu.Config) { c.RawDisk = card })
+	before := firmwareOf(t, card)
 	// What isn't found while it is there would prove nothing.
 	if n := remains(t, before, bundle); n != len(secretPieces(t, bundle)) {
 		t.Fatalf("found %d pieces of the key on FIRMWARE before the first boot, want all %d", n, len(secretPieces(t, bundle)))
@@ -325,7 +358,7 @@ func TestFirstBootWipesBundle(t *testing.T) {
 			t.Errorf("the console on the way down: got no %q, want it:\n%s", want, vm.Console())
 		}
 	}
-	after := firmwareOf(t, vm)
+	after := firmwareOf(t, card)
 	if n := remains(t, after, bundle); n != 0 {
 		t.Errorf("found %d pieces of the key on FIRMWARE after the first boot, want none", n)
 	}
@@ -343,19 +376,10 @@ func TestFirstBootWipesBundle(t *testing.T) {
 	}
 }
 
-// firmwareOf returns the bytes of FIRMWARE as they are on the disk of a machine that is off.
-func firmwareOf(t *testing.T, vm *qemu.VM) []byte {
+// firmwareOf returns the bytes of FIRMWARE of a card.
+func firmwareOf(t *testing.T, card string) []byte {
 	t.Helper()
-	raw := filepath.Join(t.TempDir(), "disk.img")
-	if err := vm.CopyDisk(t.Context(), raw); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := os.Remove(raw); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Error(err)
-		}
-	}()
-	f, err := os.Open(raw)
+	f, err := os.Open(card)
 	if err != nil {
 		t.Fatal(err)
 	}

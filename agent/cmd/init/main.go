@@ -45,12 +45,13 @@ func main() {
 	s := boot.New()
 	command, err := run(s)
 	if err != nil {
+		s.ShowLog()
 		s.Console.Errorf("%v", err)
 		var step *boot.StepError
 		if errors.As(err, &step) {
 			s.Console.Errorf("the boot has stopped at %q", step.Step)
 		}
-		pause := boot.FirstPause
+		pause := s.Pause(err)
 		if os.Args[0] == "/init" {
 			pause = s.GiveUp(err)
 		}
@@ -74,6 +75,9 @@ func end(s *boot.System, command int) {
 	select {} // the watchdog, if there is one, is what is left
 }
 
+// turnLimit is how long init's loop may hang before the watchdog is no longer fed.
+const turnLimit = 30 * time.Second
+
 // run is the life of a node. It returns how it is to end; an error means that
 // it has ended badly.
 func run(s *boot.System) (command int, err error) {
@@ -95,7 +99,7 @@ func run(s *boot.System) (command int, err error) {
 	go func() {
 		err := s.Run(boot.Root)
 		if err == nil {
-			s.Console.Printf("boot complete")
+			s.Booted()
 		}
 		booted <- err
 	}()
@@ -109,15 +113,19 @@ func run(s *boot.System) (command int, err error) {
 				return 0, err
 			}
 			up = true
+			s.Feeder.Alive(turnLimit) // the last step had promised more
+			wedge(s)
 		case <-turn.C:
 			if up {
-				s.Feeder.Alive(30 * time.Second)
+				s.Feeder.Alive(turnLimit)
 			}
 		case sig := <-signals:
 			if sig == unix.SIGUSR2 {
 				return shutdown(s, unix.LINUX_REBOOT_CMD_POWER_OFF, "power off")
 			}
 			return shutdown(s, unix.LINUX_REBOOT_CMD_RESTART, "reboot")
+		case r := <-s.Requests:
+			return shutdown(s, r.Command, r.Why)
 		case <-s.PowerKey:
 			return shutdown(s, unix.LINUX_REBOOT_CMD_POWER_OFF, "power off, the power key was pressed")
 		}
@@ -130,7 +138,7 @@ func initramfs(s *boot.System) error {
 	if err := s.Run(boot.Initramfs); err != nil {
 		return err
 	}
-	env := []string{"PATH=/usr/sbin:/usr/bin"}
+	env := []string{"PATH=/usr/sbin:/usr/bin", boot.StepsVariable + "=" + s.BequeathSteps()}
 	if s.Hardware != nil {
 		s.Feeder.Stop()
 		fd, err := s.Hardware.Bequeath()
@@ -139,12 +147,13 @@ func initramfs(s *boot.System) error {
 		}
 		env = append(env, boot.WatchdogVariable+"="+fd)
 	}
-	err := syscall.Exec(boot.Init, []string{boot.Init}, env)
-	return fmt.Errorf("execute %q: %w", boot.Init, err)
+	err := syscall.Exec(nextInit, []string{boot.Init}, env)
+	return fmt.Errorf("execute %q: %w", nextInit, err)
 }
 
 // shutdown brings the node down in order, and in any case in bounded time.
 func shutdown(s *boot.System, command int, why string) (int, error) {
+	s.ShowLog()
 	s.Console.Printf("going down: %s", why)
 	time.AfterFunc(boot.ShutdownLimit, func() {
 		s.Console.Errorf("going down took more than %v", boot.ShutdownLimit)

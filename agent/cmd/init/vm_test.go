@@ -24,7 +24,7 @@ import (
 	"skerry.internal/skerry/boards"
 )
 
-const maxSize = 8 << 20
+const maxSize = 8_000_000
 
 // parts is what boot.scr would take out of slot A of the image that
 // `make image` has made; the initramfs has this tree's init in it.
@@ -34,7 +34,7 @@ type parts struct {
 }
 
 // load takes an image apart. Without one the test is skipped, in CI it fails.
-func load(t *testing.T) parts {
+func load(t *testing.T, tags ...string) parts {
 	t.Helper()
 	image := os.Getenv("SKERRY_IMAGE")
 	if image == "" {
@@ -71,16 +71,16 @@ func load(t *testing.T) parts {
 	}
 	p.args = boot.ParseCommandLine(strings.Join(m.Args, " "))
 	maps.Copy(p.args, map[string]string{"skerry.slot": "a", "skerry.part": "PARTUUID=534b5259-02", "skerry.board": "virt", "console": "ttyAMA0"})
-	p.addInit(t)
+	p.addInit(t, tags)
 	return p
 }
 
 // addInit appends this tree's init to the initramfs: of two archives the
 // kernel takes the later one's file.
-func (p parts) addInit(t *testing.T) {
+func (p parts) addInit(t *testing.T, tags []string) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "init")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, ".")
+	build := exec.Command("go", "build", "-trimpath", "-tags="+strings.Join(append(tags, "nethttpomithttp2"), ","), "-gcflags=all=-l", "-ldflags=-s -w", "-o", program, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=arm64", "GOFLAGS=")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build init: %v: %s", err, out)
@@ -118,10 +118,11 @@ type machine struct {
 	lines   chan string
 	seen    []string
 	monitor string
+	in      io.Writer // of its serial line
 	exited  chan error
 }
 
-func (p parts) start(t *testing.T, change map[string]string) *machine {
+func (p parts) start(t *testing.T, change map[string]string, devices ...string) *machine {
 	t.Helper()
 	args := maps.Clone(p.args)
 	maps.Copy(args, change)
@@ -134,16 +135,19 @@ func (p parts) start(t *testing.T, change map[string]string) *machine {
 	}
 	m := &machine{t: t, lines: make(chan string, 10000), monitor: filepath.Join(t.TempDir(), "monitor"), exited: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, "qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-smp", "2", "-m", "1024", "-nodefaults", "-display", "none",
+	cmd := exec.CommandContext(ctx, "qemu-system-aarch64", append(devices, "-M", "virt", "-cpu", "cortex-a72", "-smp", "2", "-m", "1024", "-nodefaults", "-display", "none",
 		"-no-reboot", "-serial", "stdio", "-monitor", "unix:"+m.monitor+",server=on,wait=off", "-kernel", p.kernel, "-initrd", p.initrd,
 		"-append", strings.Join(words, " "), "-drive", "if=none,id=disk,format=raw,snapshot=on,file="+p.image, "-device", "virtio-blk-device,drive=disk",
-		"-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net", "-device", "virtio-rng-device")
+		"-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net", "-device", "virtio-rng-device")...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd.Stderr = cmd.Stdout
+	if m.in, err = cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +186,14 @@ func (m *machine) expect(text, never string) {
 		case <-deadline:
 			m.t.Fatalf("no %q on the console:\n%s", text, m.tail())
 		}
+	}
+}
+
+// send types on the serial line.
+func (m *machine) send(text string) {
+	m.t.Helper()
+	if _, err := io.WriteString(m.in, text); err != nil {
+		m.t.Fatal(err)
 	}
 }
 

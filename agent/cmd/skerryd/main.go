@@ -104,15 +104,8 @@ func (n *node) units() []unit.Unit {
 	units := []unit.Unit{
 		{Name: "address", Run: outside(n.supervisor, n.followAddress)},
 		{Name: "certificates", Run: n.keepCertificates},
-		{Name: "datastore", Run: func(ctx context.Context, ready func()) (err error) {
-			if store, err = datastore.Start(ctx, datastore.Options{Dir: n.path("db"), RunDir: n.RunDir}); err != nil {
-				return err
-			}
-			defer store.Stop()
-			ready()
-			<-ctx.Done()
-			return nil
-		}},
+		{Name: "datastore", Run: n.runDatastore(lookAgain, func(d *datastore.Datastore) { store = d })},
+		n.snapshotUnit(),
 	}
 	controlPlane := []unit.Unit{
 		{Name: "kube-apiserver", Run: func(ctx context.Context, ready func()) (err error) {
@@ -134,7 +127,9 @@ func (n *node) units() []unit.Unit {
 	}})
 	units = append(units, controlPlane...)
 	return append(units,
-		once("registries", func(context.Context) error { return kubelet.WriteRegistries(n.path("registries"), n.config.Registries) }),
+		once("registries", func(context.Context) error {
+			return errors.Join(kubelet.WriteRegistries(n.path("registries"), n.config.Registries), kubelet.WriteCredentials("/var/lib/kubelet", n.config.Registries))
+		}),
 		unit.Unit{Name: "images", Run: outside(n.supervisor, once("images", retry(n.supervisor, "import images", func(ctx context.Context) error {
 			return addons.ImportImages(ctx, containerdSocket, imagesDir)
 		})).Run)},
@@ -142,12 +137,16 @@ func (n *node) units() []unit.Unit {
 			if heartbeat, err = kubelet.Heartbeat(ctx, n.kubeconfig("kubelet"), n.name); err != nil {
 				return err
 			}
+			if err := kubelet.AfterBoot(ctx, n.kubeconfig("kubelet"), n.name); err != nil {
+				fmt.Fprintln(os.Stderr, "skerryd:", err) // it only takes longer then
+			}
 			return kubelet.Run(ctx, kubelet.Config{
 				NodeName: n.name, NodeIP: n.NodeIP.String(), RootDir: "/var/lib/kubelet",
 				Kubeconfig: n.kubeconfig("kubelet"), CAFile: n.caFile,
 				CertFile: n.path("pki", "kubelet-server.crt"), KeyFile: n.path("pki", "kubelet-server.key"),
 				ClusterDNS: localDNS.String(), ResolvConf: resolvConf, Containerd: containerdSocket,
-				Reserved: kubelet.Reserve(n.config.Reserved.Memory, totalMemory()),
+				Reserved:    kubelet.Reserve(n.config.Reserved.Memory, totalMemory()),
+				ReservedCPU: int(n.config.Reserved.CPU), ReservedStorage: int64(n.config.Reserved.Storage),
 			}, ready)
 		}},
 		once("pod network", func(ctx context.Context) error {

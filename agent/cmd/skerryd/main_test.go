@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"database/sql"
 	"fmt"
 	"io"
 	"net"
@@ -121,6 +122,12 @@ func buildKubectl(t *testing.T) string {
 // start runs skerryd and waits until it says over sd_notify that it is ready.
 func (s *server) start() {
 	s.t.Helper()
+	s.startUntil("READY=1")
+}
+
+// startUntil waits for another text, and returns the message that holds it.
+func (s *server) startUntil(text string) (said string) {
+	s.t.Helper()
 	socket := filepath.Join(s.run, "notify")
 	os.Remove(socket)
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
@@ -139,7 +146,7 @@ func (s *server) start() {
 	}
 	s.done = make(chan error, 1)
 	go func(cmd *exec.Cmd, done chan error) { done <- cmd.Wait(); close(done) }(s.cmd, s.done)
-	ready := make(chan struct{})
+	ready := make(chan string, 1)
 	go func() {
 		buf := make([]byte, 4096)
 		for {
@@ -147,20 +154,21 @@ func (s *server) start() {
 			if err != nil {
 				return
 			}
-			if strings.Contains(string(buf[:n]), "READY=1") {
-				close(ready)
+			if strings.Contains(string(buf[:n]), text) {
+				ready <- string(buf[:n])
 				return
 			}
 		}
 	}()
 	select {
-	case <-ready:
+	case said = <-ready:
 	case err := <-s.done:
 		s.t.Fatalf("skerryd ended before it was ready: %v\n%s", err, tail(s.log.String()))
 	case <-time.After(2 * time.Minute):
 		s.kill(syscall.SIGKILL)
-		s.t.Fatalf("skerryd not ready after 2 minutes\n%s", tail(s.log.String()))
+		s.t.Fatalf("skerryd: no %s after 2 minutes\n%s", text, tail(s.log.String()))
 	}
+	return said
 }
 
 // kill sends sig and waits for the end.
@@ -248,12 +256,15 @@ func TestControlPlane(t *testing.T) {
 		}
 	}
 
+	s.want(`FailedScheduling`, "", "get", "events")
+	s.want(`lease`, "", "get", "leases", "-A", "-o", "name")
 	// kill -9: everything acknowledged is there again.
 	s.want(`created`, "", "create", "configmap", "last", "--from-literal=a=b")
 	s.kill(syscall.SIGKILL)
 	if err := store.Check(t.Context(), filepath.Join(s.dir, "db", datastore.DatabaseFile)); err != nil {
 		t.Error(err)
 	}
+	s.onlyDurable()
 	s.start()
 	s.want(`kept(.|\n)*last`, "", "get", "configmap", "-o", "name")
 	s.want(`dory`, "", "get", "boats", "-o", "name")
@@ -262,6 +273,26 @@ func TestControlPlane(t *testing.T) {
 	s.kill(syscall.SIGTERM)
 	if code := s.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit status after SIGTERM = %d; want 0\n%s", code, tail(s.log.String()))
+	}
+}
+
+// onlyDurable wants no Lease and no Event in the database, which would be written
+// all day for their sake.
+func (s *server) onlyDurable() {
+	s.t.Helper()
+	db, err := sql.Open("sqlite3", store.DSN(filepath.Join(s.dir, "db", datastore.DatabaseFile)))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer db.Close()
+	for prefix, want := range map[string]bool{"/registry/leases/": false, "/registry/events/": false, "/registry/pods/": true} {
+		var n int
+		if err := db.QueryRow("SELECT count(*) FROM kine WHERE name LIKE ?", prefix+"%").Scan(&n); err != nil {
+			s.t.Fatal(err)
+		}
+		if (n > 0) != want {
+			s.t.Errorf("the database holds %d rows of %s; want some: %v", n, prefix, want)
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skerry.internal/skerry/agent/atomicfile"
+	"skerry.internal/skerry/agent/clock"
 	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/agent/controlplane"
 	"skerry.internal/skerry/agent/datastore"
@@ -25,6 +26,7 @@ import (
 	"skerry.internal/skerry/agent/notify"
 	"skerry.internal/skerry/agent/pki"
 	"skerry.internal/skerry/agent/provision"
+	"skerry.internal/skerry/agent/snapshots"
 )
 
 // The cluster's networks, as K3s has them, so that what people know applies.
@@ -95,6 +97,7 @@ type node struct {
 	files     controlplane.Files
 
 	supervisor notify.Sender
+	snapshots  *snapshots.Keeper // its Now is for whoever is about to do something risky
 }
 
 func (n *node) path(elem ...string) string {
@@ -194,14 +197,18 @@ func readAddress(path string) net.IP {
 	return net.IP(network.Address.Addr().AsSlice())
 }
 
-// renewEvery is how often certificates are looked at: also how long those that a
-// jump of the clock made invalid stay in use.
+// renewEvery is how often certificates are looked at, apart from when the clock
+// is set: a jump may make them invalid.
 const renewEvery = time.Minute
 
 // keepCertificates makes the certificates, and ends with an error when it had to
 // make one anew later: most programs read theirs at the start only.
 func (n *node) keepCertificates(ctx context.Context, ready func()) error {
 	if _, err := n.ensureFiles(time.Now()); err != nil {
+		return err
+	}
+	jumps, err := clock.Jumps(ctx)
+	if err != nil {
 		return err
 	}
 	ready()
@@ -212,6 +219,10 @@ func (n *node) keepCertificates(ctx context.Context, ready func()) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+		case _, open := <-jumps:
+			if !open {
+				jumps = nil // the minutes are left
+			}
 		}
 		if changed, err := n.ensureFiles(time.Now()); err != nil {
 			fmt.Fprintf(os.Stderr, "skerryd: renew certificates: %v\n", err) // those in use may last

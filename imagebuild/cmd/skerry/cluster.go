@@ -12,7 +12,10 @@ import (
 )
 
 func clusterCommand() *cobra.Command {
-	return group("cluster", "Make clusters, and the files that lead to them", clusterCreateCommand(), clusterBundleCommand(), clusterKubeconfigCommand())
+	dial := func(clusterName, node string) (doer, error) { return dialNode(clusterName, node) }
+	return group("cluster", "Make clusters, and the files that lead to them; keep their databases",
+		clusterCreateCommand(), clusterBundleCommand(), clusterClaimCommand(), clusterKubeconfigCommand(),
+		clusterSnapshotsCommand(dial), clusterBackupCommand(dial), clusterRestoreCommand(dial))
 }
 
 func clusterCreateCommand() *cobra.Command {

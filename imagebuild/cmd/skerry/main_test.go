@@ -60,6 +60,9 @@ func TestExitStatus(t *testing.T) {
 		{"image build --board rpi4 --without nothing", 2, "no such program"},
 		{"image build rpi4", 2, "arguments"},
 		{"image inspect", 2, "FILE"},
+		{"flash x y z", 2, "--list alone"},
+		{"flash --list x", 2, "--list alone"},
+		{"flash --overlay x.dts a b", 2, "NAME.dtbo"},
 		{"image bake", 2, "build, inspect"},
 		{"bake", 2, "unknown command"},
 	} {

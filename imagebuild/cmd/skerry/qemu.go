@@ -16,7 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"skerry.internal/skerry/agent/config"
+	"skerry.internal/skerry/agent/api"
 	"skerry.internal/skerry/agent/provision"
 	"skerry.internal/skerry/boards"
 	"skerry.internal/skerry/imagebuild/cluster"
@@ -142,15 +142,8 @@ func verifyImage(ctx context.Context, file string) error {
 
 // prepareFirmware is what this command adds to FIRMWARE of the overlay.
 func (o upOptions) prepareFirmware(files map[string][]byte) error {
-	if o.config != "" {
-		text, err := os.ReadFile(o.config)
-		if err != nil {
-			return err
-		}
-		if _, mistakes := config.Parse(text); len(mistakes) > 0 {
-			return fmt.Errorf("%s: %v", o.config, mistakes[0])
-		}
-		files["skerry.yaml"] = text
+	if err := addConfig(files, o.config, nil, os.Stderr); err != nil {
+		return err
 	}
 	if o.cluster == "" {
 		return nil
@@ -229,7 +222,7 @@ func qemuUp(ctx context.Context, o upOptions) error {
 	}
 	cfg := qemu.Config{
 		Dir: dir, Machine: m, Image: o.image, Memory: o.memory, SMP: o.smp, DiskSize: int64(o.disk) << 30,
-		Forwards: map[int]int{apiPort: 0}, Detach: o.detach, Watchdog: o.watchdog,
+		Forwards: map[int]int{apiPort: 0, api.Port: 0}, Detach: o.detach, Watchdog: o.watchdog,
 	}
 	if o.config != "" || o.cluster != "" {
 		cfg.Firmware = o.prepareFirmware

@@ -1,14 +1,12 @@
-// Command testall runs tests one after the other and keeps a record: commit,
-// seed, and result and seconds of each case. What passed with the same sources is
-// not run again, so that a run that was interrupted goes on. An argument is a
-// package, or a package and one of its tests: ./qemu/e2e:TestNode.
+// Command testall runs tests one after the other and keeps a record: seed, and
+// result, seconds and commit of each case. What passed with the same sources is
+// not run again, so that a run that was interrupted, or stopped by a failure, goes on. An argument is a
+// package, or one test of ./qemu/e2e, whose tests are recorded one by one: ./qemu/e2e:TestNode.
 package main
 
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -18,39 +16,52 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
 
 type result struct {
-	Package string  `json:"package"`
+	Package string  `json:"package"`        // with its test where tests are recorded one by one
 	Test    string  `json:"test,omitempty"` // empty: the package as a whole
 	Result  string  `json:"result"`         // pass, fail or skip
 	Seconds float64 `json:"seconds"`
 	// Log is what the test said of itself: what it measured, how often it tried.
 	Log []string `json:"log,omitempty"`
+	// Of the package as a whole: what was run, when and where.
+	*Run
+}
+
+// Run is exported for encoding/json, which sets no unexported embedded pointer.
+type Run struct {
+	Commit  string    `json:"commit"`  // with "-dirty" where the tree had changes
+	Sources string    `json:"sources"` // a hash of what the case depends on; empty for a tree with changes
+	Machine string    `json:"machine"`
+	Started time.Time `json:"started"`
 }
 
 type record struct {
-	Commit  string    `json:"commit"`  // with "-dirty" where the tree had changes
-	Sources string    `json:"sources"` // the sha256 of what git lists at that commit outside of docs, where this record is kept
-	Seed    string    `json:"seed"`    // SKERRY_SEED; replays the random moments
-	Machine string    `json:"machine"`
-	Started time.Time `json:"started"`
-	Results []result  `json:"results"`
+	// Commit is the one on which make test-all has found that all has passed, then
+	// or before with the same sources; empty until it has.
+	Commit  string   `json:"commit"`
+	Seed    string   `json:"seed"` // SKERRY_SEED; replays the random moments
+	Results []result `json:"results"`
 }
+
+// module is the path of this project in imports.
+const module = "skerry.internal/skerry"
 
 func main() {
 	out := flag.String("o", "build/test-all.json", "the record")
-	each := flag.String("each", "^$", "regular expression: of these packages each test is run and recorded by itself")
+	whole := flag.Bool("whole", false, "these are all packages: what else is in the record goes, and when all has passed the record says so")
 	flag.Parse()
 	if flag.NArg() == 0 {
 		fmt.Fprintln(os.Stderr, "testall: no packages; call it with make test-all")
 		os.Exit(2)
 	}
-	packages, err := expand(flag.Args(), *each)
+	packages, err := expand(flag.Args())
 	if err == nil {
-		err = run(*out, packages)
+		err = runAll(*out, packages, *whole)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testall:", err)
@@ -58,15 +69,17 @@ func main() {
 	}
 }
 
-// expand replaces the packages that match by their tests.
-func expand(args []string, each string) ([]string, error) {
-	match, err := regexp.Compile(each)
-	if err != nil {
-		return nil, fmt.Errorf("read -each: %w", err)
-	}
+// e2e is the package whose tests are run and recorded one by one.
+const e2e = "./qemu/e2e"
+
+// expand names packages by their folders, and replaces e2e by its tests.
+func expand(args []string) ([]string, error) {
 	var list []string
 	for _, p := range args {
-		if !match.MatchString(p) {
+		if rest, ok := strings.CutPrefix(p, module); ok {
+			p = "." + rest
+		}
+		if p != e2e {
 			list = append(list, p)
 			continue
 		}
@@ -83,90 +96,93 @@ func expand(args []string, each string) ([]string, error) {
 	return list, nil
 }
 
-func run(out string, packages []string) error {
-	commit, sources, err := describe()
+func runAll(out string, packages []string, whole bool) error {
+	machine, err := exec.Command("uname", "-srm").Output()
+	if err != nil {
+		return fmt.Errorf("name this machine: %w", err)
+	}
+	r, err := load(out)
 	if err != nil {
 		return err
 	}
-	var r record
-	data, err := os.ReadFile(out)
-	if err == nil {
-		err = json.Unmarshal(data, &r)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read record %q: %w; remove it", out, err)
-	}
-	if r.Sources != sources || strings.HasSuffix(commit, "-dirty") {
-		machine, err := exec.Command("uname", "-srm").Output()
-		if err != nil {
-			return fmt.Errorf("name this machine: %w", err)
-		}
-		r = record{Commit: commit, Sources: sources, Seed: os.Getenv("SKERRY_SEED"), Started: time.Now().UTC(), Machine: strings.TrimSpace(string(machine))}
+	if s := os.Getenv("SKERRY_SEED"); s != "" {
+		r.Seed = s
 	}
 	if r.Seed == "" {
 		r.Seed = fmt.Sprint(time.Now().UnixNano())
 	}
 	os.Setenv("SKERRY_SEED", r.Seed)
-	passed := map[string]bool{}
-	for _, c := range r.Results {
-		if c.Test == "" && c.Result == "pass" {
-			passed[c.Package] = true
-		}
-	}
 	failed := 0
 	for i, p := range packages {
-		if passed[p] {
+		this, err := describe(p)
+		if err != nil {
+			return err
+		}
+		this.Machine = strings.TrimSpace(string(machine))
+		if slices.ContainsFunc(r.Results, func(c result) bool {
+			return c.Package == p && c.Run != nil && c.Result == "pass" && c.Sources != "" && c.Sources == this.Sources
+		}) {
 			fmt.Printf("%3d/%d %s passed before\n", i+1, len(packages), p)
 			continue
 		}
 		fmt.Printf("%3d/%d %s\n", i+1, len(packages), p)
+		r.Commit = ""
 		cases, ok := test(p)
 		if !ok {
 			failed++
 		}
-		kept := r.Results[:0]
-		for _, c := range r.Results {
-			if c.Package != p {
-				kept = append(kept, c)
+		// The tree may have changed since, and the test be of neither.
+		if after, err := describe(p); err != nil || after.Sources != this.Sources {
+			this.Sources = ""
+		}
+		for i := range cases {
+			if cases[i].Test == "" {
+				cases[i].Run = &this
 			}
 		}
-		r.Results = append(kept, cases...)
+		r.Results = append(slices.DeleteFunc(r.Results, func(c result) bool { return c.Package == p }), cases...)
 		if err := save(out, r); err != nil {
 			return err
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d of %d packages failed; the record is %s", failed, len(packages), out)
+		return fmt.Errorf("%d of %d failed; the record is %s", failed, len(packages), out)
 	}
-	fmt.Printf("all %d packages passed; the record is %s\n", len(packages), out)
-	return nil
+	if whole {
+		now, err := describe(packages[0])
+		if err != nil {
+			return err
+		}
+		r.Commit = now.Commit
+		r.Results = slices.DeleteFunc(r.Results, func(c result) bool { return !slices.Contains(packages, c.Package) })
+	}
+	fmt.Printf("all %d passed; the record is %s\n", len(packages), out)
+	return save(out, r)
 }
 
-// describe names the commit and what is in it outside of docs.
-func describe() (commit, sources string, err error) {
+const dirty = "-dirty"
+
+// describe says what a case is run of, now.
+func describe(p string) (Run, error) {
+	r := Run{Started: time.Now().UTC().Truncate(time.Second)}
 	head, err := exec.Command("git", "rev-parse", "HEAD").Output()
 	if err != nil {
-		return "", "", fmt.Errorf("find commit: %w", err)
+		return r, fmt.Errorf("find commit: %w", err)
 	}
 	status, err := exec.Command("git", "status", "--porcelain").Output()
 	if err != nil {
-		return "", "", fmt.Errorf("find changes: %w", err)
+		return r, fmt.Errorf("find changes: %w", err)
 	}
-	files, err := exec.Command("git", "ls-tree", "-r", "HEAD").Output()
-	if err != nil {
-		return "", "", fmt.Errorf("list files: %w", err)
-	}
-	h := sha256.New()
-	for line := range strings.Lines(string(files)) {
-		if _, path, _ := strings.Cut(line, "\t"); !strings.HasPrefix(path, "docs/") {
-			h.Write([]byte(line))
-		}
-	}
-	commit = strings.TrimSpace(string(head))
+	r.Commit = strings.TrimSpace(string(head))
 	if len(bytes.TrimSpace(status)) > 0 {
-		commit += "-dirty"
+		r.Commit += dirty
+		return r, nil
 	}
-	return commit, hex.EncodeToString(h.Sum(nil)), nil
+	s, err := findSources(e2e)
+	if err == nil {
+		r.Sources, err = s.of(p)
+	}
+	return r, err
 }
 
 // logged is how t.Log prints.
@@ -175,7 +191,8 @@ var logged = regexp.MustCompile(`^ +\w+_test\.go:\d+: (.*)`)
 // test runs one package; the output of what fails goes to the terminal.
 func test(p string) ([]result, bool) {
 	args := []string{"test", "-vet=off", "-json", "-count=1", "-timeout", "10h"}
-	if folder, name, ok := strings.Cut(p, ":"); ok {
+	folder, name, single := strings.Cut(p, ":")
+	if single {
 		args = append(args, "-run", "^"+name+"$", folder)
 	} else {
 		args = append(args, p)
@@ -222,7 +239,31 @@ func test(p string) ([]result, bool) {
 			}
 		}
 	}
-	return cases, cmd.Wait() == nil
+	ok := cmd.Wait() == nil
+	if single && !slices.ContainsFunc(cases, func(c result) bool { return c.Test == name }) {
+		fmt.Printf("%s was not run: is it built without a tag that it needs?\n", p)
+		ok = false
+		for i := range cases {
+			cases[i].Result = "fail"
+		}
+	}
+	return cases, ok
+}
+
+// load reads a record; there need not be one.
+func load(path string) (record, error) {
+	var r record
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err != nil {
+		return r, fmt.Errorf("read record %q: %w; remove it", path, err)
+	}
+	return r, nil
 }
 
 // save replaces the record whole, so that an interruption loses one package.

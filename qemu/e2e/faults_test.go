@@ -1,0 +1,194 @@
+//go:build full
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"skerry.internal/skerry/qemu"
+)
+
+// TestFaults does to a node what bad programs do. The node must stay Ready or
+// become so by itself, its status API must answer meanwhile, and the pods that do no
+// harm must run on.
+func TestFaults(t *testing.T) {
+	// A small STATE, so that it is soon full.
+	n := startNode(t, withStatus, func(c *qemu.Config) { c.DiskSize = 2 << 30 })
+	o := n.operator()
+	n.testWorkloads()
+	n.k("wait", "--for=delete", "pod/sickly", "--timeout=120s")
+	before := n.containers()
+	if strings.Count(before, "started") < 8 {
+		t.Fatalf("containers before: %q; want eight processes or more", before)
+	}
+	step := func(name string, f func(*operator)) {
+		t.Run(name, func(t *testing.T) {
+			on := *n
+			on.t = t
+			units := on.units()
+			begin := time.Now()
+			f(&operator{node: &on, program: o.program, address: o.address})
+			on.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=180s")
+			// Beside them there may be what is left of the harmful ones.
+			after := on.containers()
+			for line := range strings.Lines(before) {
+				if !strings.Contains(after, line) {
+					t.Errorf("containers:\n%swant among them\n%s", after, line)
+				}
+			}
+			if after := on.units(); name != "StopContainerd" && after != units {
+				t.Errorf("units: %s; want %s, those from before", after, units)
+			}
+			on.everythingRuns()
+			t.Logf("%.0f s", time.Since(begin).Seconds())
+		})
+	}
+	step("Memory", func(n *operator) {
+		// It asks for all there is, as fast as it can.
+		n.run("glutton", "busybox tail /dev/zero", "")
+		n.eventually("glutton ends", func() error {
+			n.answers()
+			if n.k("get", "pod", "glutton", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}") == "" {
+				return errors.New("it runs on")
+			}
+			return nil
+		})
+		n.ends("glutton", "OOMKilled")
+		n.k("delete", "pod", "glutton", "--wait=false")
+	})
+	step("Processes", func(n *operator) {
+		n.run("rabbit", "while :; do busybox sleep 100000 & done", "")
+		n.eventually("the pod can't fork any more", func() error { return n.says("rabbit", "can't fork") })
+		n.answers()
+		n.run("neighbour", "true", "")
+		n.k("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/neighbour", "--timeout=120s")
+		n.k("delete", "pod", "rabbit", "neighbour", "--force", "--grace-period=0")
+	})
+	step("Disk", func(n *operator) {
+		n.run("hoarder", "busybox dd if=/dev/zero of=/fill bs=1M; busybox sleep 100000", "")
+		n.evicted("hoarder")
+	})
+	step("Inodes", func(n *operator) {
+		n.run("collector", "busybox mkdir /d; cd /d; i=0; while :; do : >$i; i=$((i+1)); done; busybox sleep 100000", "")
+		n.evicted("collector")
+	})
+	step("CrashLoop", func(n *operator) {
+		const pods = 200
+		var list strings.Builder
+		for i := range pods {
+			list.WriteString(n.pod(fmt.Sprintf("moth-%d", i), "exit 1", "Always") + "\n---\n")
+		}
+		if out, err := n.try(list.String(), "apply", "-f", "-"); err != nil {
+			n.t.Fatalf("apply: %v\n%s", err, out)
+		}
+		n.eventually("many of them have crashed more than once", func() error {
+			crashed := len(regexp.MustCompile(`(?m)^([2-9]|\d\d)`).FindAllString(n.k("get", "pods", "-l", "app=harm", "-o",
+				`jsonpath={range .items[*]}{.status.containerStatuses[0].restartCount}{"\n"}{end}`), -1))
+			if crashed < 20 {
+				return fmt.Errorf("%d pods have", crashed)
+			}
+			return nil
+		})
+		n.answers()
+		n.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=180s")
+		n.k("delete", "pods", "-l", "app=harm", "--force", "--grace-period=0")
+	})
+	step("StopContainerd", func(n *operator) {
+		n.must("busybox kill -STOP $(busybox pidof containerd)")
+		n.answers()
+		n.expect(`skerry: error: unit containerd: no sign of life`, 3*time.Minute)
+		n.expect(`skerry: unit containerd ready`, 3*time.Minute)
+		n.eventually("exec works again", func() error { _, err := n.on("true"); return err })
+	})
+	step("KillShim", func(n *operator) {
+		n.victim()
+		n.must("busybox kill -KILL " + n.shimOf("31337"))
+		n.answers()
+		n.restartedAs("victim", 1)
+		n.k("delete", "pod", "victim", "--timeout=120s")
+	})
+	step("StopShim", func(n *operator) {
+		n.victim()
+		n.must("busybox kill -STOP " + n.shimOf("31337"))
+		n.answers()
+		n.expect(`skerry: error: unit containerd: its process containerd-shim\S* \(\d+\) was stopped; it goes on`, 3*time.Minute)
+		n.k("delete", "pod", "victim", "--timeout=120s")
+	})
+}
+
+// victim is a pod that does nothing, for 31337 seconds.
+func (n *node) victim() {
+	n.t.Helper()
+	n.run("victim", "exec busybox sleep 31337", "Always")
+	n.k("wait", "--for=condition=Ready", "pod/victim", "--timeout=120s")
+}
+
+// shimOf is the shim of the container whose program sleeps for that long.
+func (n *node) shimOf(seconds string) string {
+	n.t.Helper()
+	shim := strings.TrimSpace(n.must(`exec 2>/dev/null; for p in /proc/[0-9]*; do case "$(busybox tr '\000' ' ' <$p/cmdline 2>/dev/null)" in
+		*"sleep ` + seconds + ` ") busybox awk '/^PPid/ {print $2}' $p/status;; esac; done`))
+	if name := n.must("busybox cat /proc/" + shim + "/comm"); !strings.HasPrefix(name, "containerd-shim") {
+		n.t.Fatalf("process %s is %q; want a shim", shim, name)
+	}
+	return shim
+}
+
+// restartedAs waits until a container has been restarted that often and runs.
+func (n *node) restartedAs(pod string, times int) {
+	n.t.Helper()
+	n.k("wait", fmt.Sprintf("--for=jsonpath={.status.containerStatuses[0].restartCount}=%d", times), "pod/"+pod, "--timeout=300s")
+	n.k("wait", "--for=condition=Ready", "pod/"+pod, "--timeout=120s")
+}
+
+// units are the processes of init's units.
+func (n *node) units() string {
+	n.t.Helper()
+	return strings.TrimSpace(n.must("busybox pidof skerryd; busybox pidof containerd"))
+}
+
+// pod is a harmful one.
+func (n *node) pod(name, line, restart string) string {
+	if restart == "" {
+		restart = "Never"
+	}
+	return fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":%q,"labels":{"app":"harm"}},"spec":{"restartPolicy":%q,"terminationGracePeriodSeconds":1,`+
+		`"containers":[{"name":"main","image":%q,"args":["sh","-c",%q]}]}}`, name, restart, n.image, line)
+}
+
+func (n *node) run(name, line, restart string) {
+	n.t.Helper()
+	if out, err := n.try(n.pod(name, line, restart), "apply", "-f", "-"); err != nil {
+		n.t.Fatalf("apply %s: %v\n%s", name, err, out)
+	}
+}
+
+func (n *node) says(pod, text string) error {
+	out, err := n.try("", "logs", "--tail=20", pod)
+	if err != nil || !strings.Contains(out, text) {
+		return fmt.Errorf("%s says %q, %w; want %q", pod, out, err, text)
+	}
+	return nil
+}
+
+// ends waits for the reason with which the pod's container has ended.
+func (n *node) ends(pod, reason string) {
+	n.t.Helper()
+	n.k("wait", "--for=jsonpath={.status.containerStatuses[0].state.terminated.reason}="+reason, "pod/"+pod, "--timeout=300s")
+}
+
+// evicted waits until kubelet has ended the pod for what it took of the disk, and
+// until the pressure is over: five minutes after it has gone, by upstream's default.
+func (n *operator) evicted(pod string) {
+	n.t.Helper()
+	n.k("wait", "--for=condition=DiskPressure", "node/barn-1", "--timeout=600s")
+	n.answers()
+	n.k("wait", "--for=jsonpath={.status.reason}=Evicted", "pod/"+pod, "--timeout=600s")
+	n.k("delete", "pod", pod)
+	n.k("wait", "--for=condition=DiskPressure=false", "node/barn-1", "--timeout=480s")
+}
