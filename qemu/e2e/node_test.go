@@ -33,8 +33,10 @@ func discardLogger() *log.Logger { return log.New(io.Discard, "", 0) }
 // TestNode boots the image once and does to it what its users and its fate do,
 // one after the other: the order matters.
 func TestNode(t *testing.T) {
-	asDescribed(t, bootImage(t))
-	defer asDescribed(t, bootImage(t)) // nor has any of this written into the file
+	img := bootImage(t)
+	described := description(t, img)
+	asDescribed(t, img, described)
+	defer asDescribed(t, img, described) // nor has any of this written into the file
 	n := startNode(t, withStatus)
 	step := func(name string, f func(*node)) {
 		if t.Failed() {
@@ -61,9 +63,8 @@ func TestNode(t *testing.T) {
 
 // asDescribed wants an image, bit for bit, to be the file that make image has made
 // and described.
-func asDescribed(t *testing.T, path string) {
+func asDescribed(t *testing.T, path string, want image.Description) {
 	t.Helper()
-	want := description(t, path)
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)

@@ -133,9 +133,17 @@ func (p parts) start(t *testing.T, change map[string]string, devices ...string) 
 		}
 		words = append(words, k)
 	}
+	board, err := boards.ByName("rpi4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	virt, err := board.Machine("virt")
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := &machine{t: t, lines: make(chan string, 10000), monitor: filepath.Join(t.TempDir(), "monitor"), exited: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, "qemu-system-aarch64", append(devices, "-M", "virt", "-cpu", "cortex-a72", "-smp", "2", "-m", "1024", "-nodefaults", "-display", "none",
+	cmd := exec.CommandContext(ctx, "qemu-system-aarch64", append(slices.Concat(virt.Args, devices), "-smp", "2", "-m", "1024", "-nodefaults", "-display", "none",
 		"-no-reboot", "-serial", "stdio", "-monitor", "unix:"+m.monitor+",server=on,wait=off", "-kernel", p.kernel, "-initrd", p.initrd,
 		"-append", strings.Join(words, " "), "-drive", "if=none,id=disk,format=raw,snapshot=on,file="+p.image, "-device", "virtio-blk-device,drive=disk",
 		"-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net", "-device", "virtio-rng-device")...)
