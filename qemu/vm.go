@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,6 +75,8 @@ type Config struct {
 
 	// Record has QEMU log each write to a new overlay: see WriteLog. A start goes on where the last one ended.
 	Record bool
+	// Replug allows Replug: a hub lies between the network card and the network.
+	Replug bool
 	// Faults allows FailDisk, on machines whose disk is no SD card. It costs the machine its snapshots.
 	Faults bool
 }
@@ -175,13 +178,20 @@ func (vm *VM) args() ([]string, error) {
 		args = append(args, "-device", m.Watchdog, "-action", "watchdog=reset")
 	}
 	netdev := "user,id=net0"
+	if c.Replug {
+		netdev = "user,id=user0"
+	}
 	for guest, host := range c.Forwards {
 		if p := vm.ports[guest]; p != 0 {
 			host = p // the port of the last start: a kubeconfig names it
 		}
 		netdev += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", host, guest)
 	}
-	args = append(args, "-netdev", netdev, "-device", m.Net+",netdev=net0")
+	args = append(args, "-netdev", netdev)
+	if c.Replug {
+		args = append(args, "-netdev", "hubport,id=hub0,hubid=0,netdev=user0", "-netdev", "hubport,id=net0,hubid=0")
+	}
+	args = append(args, "-device", m.Net+",netdev=net0")
 	// Serial lines before the console's go nowhere. QEMU itself keeps the log,
 	// so nothing is lost while nobody is connected.
 	for range m.Console {
@@ -265,6 +275,9 @@ func (vm *VM) start(ctx context.Context) error {
 		vm.finish(err)
 		return err
 	}
+	// Only QEMU listens now: when it ends, what waits for an answer ends too.
+	console.Close()
+	qmp.Close()
 	if err := vm.connect(ctx); err != nil {
 		vm.Cut()
 		return errors.Join(err, vm.complaint())
@@ -518,6 +531,40 @@ func (vm *VM) Powerdown(ctx context.Context) error {
 func (vm *VM) Link(ctx context.Context, plugged bool) error {
 	if err := vm.qmp.run(ctx, "set_link", map[string]any{"name": "net0", "up": plugged}, nil); err != nil {
 		return fmt.Errorf("move the network cable: %w", err)
+	}
+	return nil
+}
+
+// Replug pulls the cable out and plugs it into another network, whose DHCP server
+// gives out addresses from first on; it is one in 10.0.2.0/24, as that of the first
+// network, QEMU's default. Forwards lead to first, from the same ports.
+func (vm *VM) Replug(ctx context.Context, first netip.Addr) error {
+	if !vm.cfg.Replug {
+		return errors.New("plug into another network: the machine was made without Replug")
+	}
+	var forwards []map[string]string
+	for guest, host := range vm.Ports() {
+		forwards = append(forwards, map[string]string{"str": fmt.Sprintf("tcp:127.0.0.1:%d-%s:%d", host, first, guest)})
+	}
+	err := vm.Link(ctx, false)
+	for _, step := range []struct {
+		command   string
+		arguments map[string]any
+	}{
+		{"netdev_del", map[string]any{"id": "hub0"}},
+		{"netdev_del", map[string]any{"id": "user0"}},
+		{"netdev_add", map[string]any{"type": "user", "id": "user0", "dhcpstart": first.String(), "hostfwd": forwards}},
+		{"netdev_add", map[string]any{"type": "hubport", "id": "hub0", "hubid": 0, "netdev": "user0"}},
+	} {
+		if err == nil {
+			err = vm.qmp.run(ctx, step.command, step.arguments, nil)
+		}
+	}
+	if err == nil {
+		err = vm.Link(ctx, true)
+	}
+	if err != nil {
+		return fmt.Errorf("plug into another network: %w", err)
 	}
 	return nil
 }

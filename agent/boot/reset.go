@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"skerry.internal/skerry/agent/atomicfile"
 	"skerry.internal/skerry/agent/mount"
 	"skerry.internal/skerry/boards"
 )
@@ -37,48 +36,58 @@ func (s *System) request(r Request) {
 // in a sector of its own, outside of STATE: so it can be written while STATE is
 // full, read-only or damaged, and no file system can write over it.
 //
-//	             API, file            made, mounted, noted
-//	no mark ───────────────▶ mark ─────────────────────────▶ no mark
-//	                         ▲  │
-//	                         └──┘ cut
+//	         API, file            made, mounted
+//	done ───────────────▶ due ───────────────────▶ done
+//	                      ▲  │
+//	                      └──┘ cut
 //
 // The mark goes last, so a power cut at any moment has the next boot begin
-// again. Nothing of the old STATE is used meanwhile.
+// again. Nothing of the old STATE is used meanwhile. The mark keeps which file
+// asked, so that one that can't be removed from a worn card works once, not at
+// every boot, whatever has become of STATE.
 
-// reset is the content of the mark.
+// reset is the content of the mark. A new card has none: nothing is due.
 type reset struct {
-	// file is the identity of the file on FIRMWARE that was carried out, now
-	// or before; empty if there was none.
+	due bool
+	// file is the identity of the file on FIRMWARE that was carried out, or is
+	// to be; empty if there was none.
 	file string
 }
 
-const resetMagic = "skerry: make STATE anew\n"
+const (
+	resetDue  = "skerry: make STATE anew\n"
+	resetDone = "skerry: STATE was made anew\n"
+)
 
 // ResetFile is the file on FIRMWARE by which a person asks for a reset.
 const ResetFile = "skerry-reset"
 
-// resetDone remembers the file that was carried out, so that one that can't be
-// removed from a worn card works once and not at every boot.
-const resetDone = initDir + "/reset-done"
-
 func (r reset) encode() []byte {
+	magic := resetDone
+	if r.due {
+		magic = resetDue
+	}
 	sector := make([]byte, boards.SectorSize)
-	copy(sector, resetMagic+r.file+"\n")
+	copy(sector, magic+r.file+"\n")
 	return sector
 }
 
-// readReset returns nil if nobody has asked for a reset.
-func readReset(dev string) (*reset, error) {
+func readReset(dev string) (reset, error) {
 	sector, err := readSector(dev, boards.ResetMark/boards.SectorSize)
 	if err != nil {
-		return nil, fmt.Errorf("read reset mark: %w", err)
+		return reset{}, fmt.Errorf("read reset mark: %w", err)
 	}
-	rest, ok := bytes.CutPrefix(sector, []byte(resetMagic))
-	if !ok {
-		return nil, nil
+	for _, due := range []bool{true, false} {
+		magic := resetDone
+		if due {
+			magic = resetDue
+		}
+		if rest, ok := bytes.CutPrefix(sector, []byte(magic)); ok {
+			file, _, _ := strings.Cut(string(rest), "\n")
+			return reset{due, file}, nil
+		}
 	}
-	file, _, _ := strings.Cut(string(rest), "\n")
-	return &reset{file}, nil
+	return reset{}, nil
 }
 
 func writeReset(dev string, r reset) error {
@@ -88,34 +97,20 @@ func writeReset(dev string, r reset) error {
 	return nil
 }
 
-func clearReset(dev string) error {
-	if err := writeSector(dev, boards.ResetMark/boards.SectorSize, make([]byte, boards.SectorSize)); err != nil {
-		return fmt.Errorf("clear reset mark: %w", err)
-	}
-	return nil
-}
-
 // carryOut makes STATE anew and mounts it.
 func (s *System) carryOut(dev string, r reset) error {
 	s.Console.Printf("factory reset: STATE is made anew")
 	state := stateMount(dev)
-	return carryOut(s.disk.dev, r, func() error { return s.makeState(dev) }, state.Apply, func() error {
-		return mount.Apply([]mount.Entry{mount.Dir{Path: stateDir, Mode: 0o700}, mount.Dir{Path: initDir, Mode: 0o700}})
-	}, resetDone)
+	return carryOut(s.disk.dev, r, func() error { return s.makeState(dev) }, state.Apply)
 }
 
-func carryOut(disk string, r reset, format, mount, folders func() error, done string) error {
-	for _, step := range []func() error{format, mount, folders} {
+func carryOut(disk string, r reset, format, mount func() error) error {
+	for _, step := range []func() error{format, mount} {
 		if err := step(); err != nil {
 			return fmt.Errorf("factory reset: %w", err)
 		}
 	}
-	if r.file != "" {
-		if err := atomicfile.WriteFile(done, []byte(r.file+"\n"), 0o600); err != nil {
-			return fmt.Errorf("factory reset: note its file: %w", err)
-		}
-	}
-	return clearReset(disk)
+	return writeReset(disk, reset{false, r.file})
 }
 
 // identity tells one reset file from another that somebody makes later.
@@ -141,11 +136,11 @@ func identity(path string) (string, error) {
 // not carried out yet asks for a reset and reboots; one that was is removed.
 func (s *System) resetByFile(fat mount.Mount) (asked bool, err error) {
 	path := filepath.Join(fat.Target, ResetFile)
-	id, due, err := resetDue(path, resetDone)
+	id, done, err := askedByFile(path, s.disk.dev)
 	if err != nil || id == "" {
 		return false, err
 	}
-	if !due {
+	if done {
 		// It may be there for good, so that it fails is no error.
 		if err := unix.Mount("", fat.Target, "", unix.MS_REMOUNT|unix.MS_SYNCHRONOUS|fat.Flags&^unix.MS_RDONLY, fat.Data); err == nil {
 			os.Remove(path)
@@ -154,16 +149,16 @@ func (s *System) resetByFile(fat mount.Mount) (asked bool, err error) {
 		s.Console.Printf("%s on FIRMWARE was carried out; a new one asks again", ResetFile)
 		return false, nil
 	}
-	if err := writeReset(s.disk.dev, reset{id}); err != nil {
+	if err := writeReset(s.disk.dev, reset{true, id}); err != nil {
 		return false, err
 	}
 	s.request(Request{unix.LINUX_REBOOT_CMD_RESTART, "factory reset, FIRMWARE holds " + ResetFile})
 	return true, nil
 }
 
-// resetDue returns the reset file's identity, empty if there is none, and
-// whether it is not the one that was carried out.
-func resetDue(path, done string) (id string, due bool, err error) {
+// askedByFile returns the reset file's identity, empty if there is none, and
+// whether it was carried out already.
+func askedByFile(path, disk string) (id string, done bool, err error) {
 	id, err = identity(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", false, nil
@@ -171,29 +166,26 @@ func resetDue(path, done string) (id string, due bool, err error) {
 	if err != nil {
 		return "", false, fmt.Errorf("read %s: %w", ResetFile, err)
 	}
-	return id, readDone(done) != id, nil
-}
-
-func readDone(done string) string {
-	data, _ := os.ReadFile(done)
-	return strings.TrimSpace(string(data))
+	mark, err := readReset(disk)
+	return id, !mark.due && mark.file == id, err
 }
 
 // lastResort looks for the reset file when STATE can't be mounted, which is
-// when a person needs it most. What was carried out before can't be known then:
-// STATE would say. It returns nil if there is none.
-func (s *System) lastResort() *reset {
+// when a person needs it most. One that was carried out before asks no more: the
+// node's data may still be saved from this STATE.
+func (s *System) lastResort() (r reset, asked bool) {
 	fat := mount.Mount{Target: firmwareDir, Type: "vfat", Flags: unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "umask=0077"}
 	var err error
 	if fat.Source, err = s.disk.partition("/dev", boards.PartFirmware); err != nil || fat.Apply() != nil {
-		return nil
+		return r, false
 	}
 	defer unix.Unmount(firmwareDir, 0)
-	id, err := identity(filepath.Join(firmwareDir, ResetFile))
-	if err != nil || writeReset(s.disk.dev, reset{id}) != nil {
-		return nil
+	id, done, err := askedByFile(filepath.Join(firmwareDir, ResetFile), s.disk.dev)
+	r = reset{true, id}
+	if err != nil || id == "" || done || writeReset(s.disk.dev, r) != nil {
+		return r, false
 	}
-	return &reset{id}
+	return r, true
 }
 
 // askReset is the status API's way to a factory reset.
@@ -202,8 +194,12 @@ func (s *System) askReset() error {
 	if dev == "" {
 		return errors.New("factory reset: no disk")
 	}
-	// A file that can't be removed must not ask once more.
-	if err := writeReset(dev, reset{readDone(resetDone)}); err != nil {
+	mark, err := readReset(dev)
+	if err != nil {
+		return err
+	}
+	mark.due = true // a file that can't be removed must not ask once more
+	if err := writeReset(dev, mark); err != nil {
 		return err
 	}
 	s.request(Request{unix.LINUX_REBOOT_CMD_RESTART, "factory reset"})

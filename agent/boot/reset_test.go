@@ -30,61 +30,49 @@ func TestResetMark(t *testing.T) {
 		t.Fatalf("the mark is at %d, where something else is", boards.ResetMark)
 	}
 	dev := resetDisk(t)
-	if r, err := readReset(dev); r != nil || err != nil {
-		t.Errorf("readReset() of a new disk = %v, %v; want none", r, err)
+	if r, err := readReset(dev); r.due || r.file != "" || err != nil {
+		t.Errorf("readReset() of a new disk = %v, %v; want nothing", r, err)
 	}
-	for _, want := range []reset{{}, {"abc"}} {
+	for _, want := range []reset{{true, ""}, {true, "abc"}, {false, "abc"}, {false, ""}} {
 		if err := writeReset(dev, want); err != nil {
 			t.Fatal(err)
 		}
-		if r, err := readReset(dev); err != nil || r == nil || *r != want {
+		if r, err := readReset(dev); err != nil || r != want {
 			t.Errorf("readReset() = %v, %v; want %v", r, err, want)
 		}
-	}
-	if err := clearReset(dev); err != nil {
-		t.Fatal(err)
-	}
-	if r, err := readReset(dev); r != nil || err != nil {
-		t.Errorf("readReset() of a cleared mark = %v, %v; want none", r, err)
 	}
 }
 
 // A cut at any step leaves the mark, so that the next boot begins again; when
-// all is done, the mark is gone and the file noted.
+// all is done, the mark keeps the file.
 func TestCarryOut(t *testing.T) {
 	cut := errors.New("cut")
-	for failing := range 5 { // 3: the note can't be written; 4: nothing fails
+	for failing := range 3 { // 2: nothing fails
 		dev := resetDisk(t)
-		done := filepath.Join(t.TempDir(), "new", "reset-done")
-		if err := writeReset(dev, reset{"abc"}); err != nil {
+		if err := writeReset(dev, reset{true, "abc"}); err != nil {
 			t.Fatal(err)
 		}
 		formatted := 0
 		run := func(failing int) error {
 			r, err := readReset(dev)
-			if err != nil || r == nil {
+			if err != nil || !r.due {
 				t.Fatalf("cut at %d: readReset() = %v, %v; want the mark", failing, r, err)
 			}
-			step := func(n int, f func() error) func() error {
+			step := func(n int) func() error {
 				return func() error {
 					if n == failing {
 						return cut
 					}
-					return f()
+					if n == 0 {
+						formatted++
+					}
+					return nil
 				}
 			}
-			return carryOut(dev, *r,
-				step(0, func() error { formatted++; return os.RemoveAll(filepath.Dir(done)) }),
-				step(1, func() error { return nil }),
-				step(2, func() error {
-					if failing == 3 {
-						return nil
-					}
-					return os.MkdirAll(filepath.Dir(done), 0o700)
-				}), done)
+			return carryOut(dev, r, step(0), step(1))
 		}
 		err := run(failing)
-		if (err == nil) != (failing == 4) {
+		if (err == nil) != (failing == 2) {
 			t.Errorf("cut at %d: carryOut() = %v", failing, err)
 		}
 		if err != nil {
@@ -92,55 +80,56 @@ func TestCarryOut(t *testing.T) {
 				t.Errorf("cut at %d: carryOut() at the next boot = %v", failing, err)
 			}
 		}
-		if r, err := readReset(dev); r != nil || err != nil {
-			t.Errorf("cut at %d: the mark is %v, %v in the end; want none", failing, r, err)
-		}
-		if got := readDone(done); got != "abc" || formatted == 0 {
-			t.Errorf("cut at %d: noted %q, formatted %d times; want abc and at least once", failing, got, formatted)
+		if r, err := readReset(dev); r != (reset{false, "abc"}) || err != nil || formatted == 0 {
+			t.Errorf("cut at %d: the mark is %v, %v in the end, formatted %d times; want abc as done, and at least once", failing, r, err, formatted)
 		}
 	}
 }
 
 // The file works once, though it can't be removed; one made later works again.
-func TestResetDue(t *testing.T) {
-	dir := t.TempDir()
-	path, done := filepath.Join(dir, ResetFile), filepath.Join(dir, "done")
-	check := func(what string, want bool) string {
+func TestAskedByFile(t *testing.T) {
+	path, dev := filepath.Join(t.TempDir(), ResetFile), resetDisk(t)
+	check := func(what string, there, done bool) string {
 		t.Helper()
-		id, due, err := resetDue(path, done)
-		if err != nil || due != want {
-			t.Errorf("%s: resetDue() = %q, %v, %v; want %v", what, id, due, err, want)
+		id, got, err := askedByFile(path, dev)
+		if err != nil || got != done || (id != "") != there {
+			t.Errorf("%s: askedByFile() = %q, %v, %v; want there %v, done %v", what, id, got, err, there, done)
 		}
 		return id
 	}
-	check("no file", false)
+	mark := func(r reset) {
+		t.Helper()
+		if err := writeReset(dev, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("no file", false, false)
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	id := check("a file", true)
-	check("not carried out yet", true)
-	if err := os.WriteFile(done, []byte(id+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	check("carried out", false)
-	check("carried out, next boot", false)
+	id := check("a file", true, false)
+	mark(reset{true, id})
+	check("not carried out yet", true, false)
+	mark(reset{false, id})
+	check("carried out", true, true)
+	check("carried out, next boot", true, true)
 	later := time.Now().Add(time.Hour)
 	if err := os.Chtimes(path, later, later); err != nil {
 		t.Fatal(err)
 	}
-	check("made again", true)
+	check("made again", true, false)
 	if err := os.WriteFile(path, []byte("please"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	check("other content", true)
+	check("other content", true, false)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, due, err := resetDue(path, done); err == nil || due {
-		t.Errorf("resetDue() of a folder = %v, %v; want an error", due, err)
+	if _, done, err := askedByFile(path, dev); err == nil || done {
+		t.Errorf("askedByFile() of a folder = %v, %v; want an error", done, err)
 	}
 }
 
@@ -152,11 +141,14 @@ func TestAskReset(t *testing.T) {
 	}
 	dev := resetDisk(t)
 	s.learn(func(k *known) { k.disk = disk{dev: dev} })
+	if err := writeReset(dev, reset{false, "abc"}); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.askReset(); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := readReset(dev); r == nil || err != nil {
-		t.Errorf("readReset() = %v, %v; want the mark", r, err)
+	if r, err := readReset(dev); r != (reset{true, "abc"}) || err != nil {
+		t.Errorf("readReset() = %v, %v; want the mark, and abc", r, err)
 	}
 	select {
 	case r := <-s.Requests:

@@ -35,17 +35,18 @@ func mountState(s *System) error {
 	if err != nil {
 		s.Console.Errorf("%v", err) // STATE may be fine all the same
 	}
-	if mark == nil {
+	if !mark.due {
 		err := s.openState(dev)
 		if err == nil {
 			return nil
 		}
-		if mark = s.lastResort(); mark == nil {
+		var asked bool
+		if mark, asked = s.lastResort(); !asked {
 			return err
 		}
 		s.Console.Errorf("mount STATE: %v; FIRMWARE holds %s, so it is made anew", err, ResetFile)
 	}
-	return s.carryOut(dev, *mark)
+	return s.carryOut(dev, mark)
 }
 
 // openState makes or repairs STATE as its content asks for, and mounts it.

@@ -69,10 +69,13 @@ or for skerryd as a service. The bundle holds a key: copy it once, then delete i
 func clusterKubeconfigCommand() *cobra.Command {
 	var out, server string
 	cmd := &cobra.Command{
-		Use:     "kubeconfig NAME --server URL",
-		Short:   "Make an administrator's kubeconfig",
-		Example: "  skerry cluster kubeconfig home --server https://192.0.2.10:6443 -o home.kubeconfig",
-		Args:    exactArgs(1),
+		Use:   "kubeconfig NAME --server URL",
+		Short: "Make an administrator's kubeconfig",
+		Long: "Make an administrator's kubeconfig. A node's address may change; its name in .local stays, and its certificate\n" +
+			"is valid for both. Whether kubectl finds the name is up to this machine's resolver.",
+		Example: "  skerry cluster kubeconfig home --server https://192.0.2.10:6443 -o home.kubeconfig\n" +
+			"  skerry cluster kubeconfig home --server https://barn-1.local:6443 -o home.kubeconfig",
+		Args: exactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if server == "" {
 				return usageError{fmt.Errorf("--server is missing: want the API's URL, like https://192.0.2.10:6443")}

@@ -185,8 +185,22 @@ func describe(p string) (Run, error) {
 	return r, err
 }
 
-// logged is how t.Log prints.
-var logged = regexp.MustCompile(`^ +\w+_test\.go:\d+: (.*)`)
+// logged is how t.Log prints; temporary is a test's own folder, which is nobody's
+// business and differs each time.
+var (
+	logged    = regexp.MustCompile(`^ +\w+_test\.go:\d+: (.*)`)
+	temporary = regexp.MustCompile(regexp.QuoteMeta(os.TempDir()) + `/[^/\s]+/(\d+/)?`)
+)
+
+// said returns what a test says of itself in its output.
+func said(output []string) (log []string) {
+	for _, line := range output {
+		if m := logged.FindStringSubmatch(line); m != nil {
+			log = append(log, temporary.ReplaceAllString(m[1], ""))
+		}
+	}
+	return log
+}
 
 // test runs one package; the output of what fails goes to the terminal.
 func test(p string) ([]result, bool) {
@@ -225,11 +239,7 @@ func test(p string) ([]result, bool) {
 			output[e.Test] = append(output[e.Test], e.Output)
 		case "pass", "fail", "skip":
 			r := result{Package: p, Test: e.Test, Result: e.Action, Seconds: e.Elapsed}
-			for _, line := range output[e.Test] {
-				if m := logged.FindStringSubmatch(line); m != nil {
-					r.Log = append(r.Log, m[1])
-				}
-			}
+			r.Log = said(output[e.Test])
 			cases = append(cases, r)
 			if e.Test != "" {
 				fmt.Printf("        %s %s %.1f s\n", e.Action, e.Test, e.Elapsed)

@@ -26,6 +26,14 @@ func TestRecordIsReadAgain(t *testing.T) {
 	}
 }
 
+// TestSaid: what t.Log printed is kept, without the folders of that one run.
+func TestSaid(t *testing.T) {
+	in := []string{"=== RUN   TestA\n", "    a_test.go:7: seed 5\n", "    a_test.go:9: wrote " + filepath.Join(t.TempDir(), "vm/disk") + "\n", "    --- PASS: TestA/one\n"}
+	if got, want := said(in), []string{"seed 5", "wrote vm/disk"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("said() = %q; want %q", got, want)
+	}
+}
+
 // TestNothingIsSkippedForWantOfTools runs a go command that passes in CI only.
 func TestNothingIsSkippedForWantOfTools(t *testing.T) {
 	bin := t.TempDir()
