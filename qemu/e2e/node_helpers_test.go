@@ -199,9 +199,8 @@ func serveRegistry(t testing.TB) (port string) {
 	return port
 }
 
-// pushBusybox makes an image of Debian's static busybox, with other files beside
-// it, and pushes it.
-func pushBusybox(t testing.TB, ref string, beside ...ociimage.File) {
+// busybox is Debian's static one, of the cache or the archive.
+func busybox(t testing.TB) []byte {
 	t.Helper()
 	cache, err := fetch.Open()
 	if err != nil {
@@ -242,7 +241,13 @@ func pushBusybox(t testing.TB, ref string, beside ...ociimage.File) {
 	if len(busybox) == 0 {
 		t.Fatal("busybox-static holds no usr/bin/busybox")
 	}
-	img, err := ociimage.Build(append(beside, ociimage.File{Path: "/bin/busybox", Mode: 0o755, Data: busybox}),
+	return busybox
+}
+
+// pushBusybox makes an image of busybox, with other files beside it, and pushes it.
+func pushBusybox(t testing.TB, ref string, beside ...ociimage.File) {
+	t.Helper()
+	img, err := ociimage.Build(append(beside, ociimage.File{Path: "/bin/busybox", Mode: 0o755, Data: busybox(t)}),
 		ociimage.Config{Arch: "arm64", Entrypoint: []string{"/bin/busybox"}, Env: []string{"PATH=/bin"}})
 	if err != nil {
 		t.Fatal(err)

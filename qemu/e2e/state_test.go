@@ -69,30 +69,35 @@ func (n *stateNode) again(meanwhile func()) {
 	}
 }
 
-// spoil writes noise over the middle third of the database.
-func (n *stateNode) spoil() {
+// blocks returns where on STATE a file's blocks are.
+func (n *stateNode) blocks(file string) (blocks []int) {
 	n.t.Helper()
 	state := n.copyState(n.t.TempDir())
 	if err := replay(state); err != nil { // debugfs wants the journal's blocks in their places
 		n.t.Fatal(err)
 	}
-	out := n.host("debugfs", "-R", "blocks /lib/skerry/db/state.db", state)
-	var blocks []int
+	out := n.host("debugfs", "-R", "blocks "+file, state)
 	for _, f := range strings.Fields(out) {
 		if b, err := strconv.Atoi(f); err == nil && b > 0 {
 			blocks = append(blocks, b)
 		}
 	}
 	if len(blocks) < 30 {
-		n.t.Fatalf("the database has %d blocks: %s", len(blocks), out)
+		n.t.Fatalf("%s has %d blocks: %s", file, len(blocks), out)
 	}
+	return blocks
+}
+
+// spoil writes noise over blocks of STATE.
+func (n *stateNode) spoil(blocks []int) {
+	n.t.Helper()
 	noise := filepath.Join(n.t.TempDir(), "noise")
 	data := make([]byte, 4096)
 	rand.Read(data)
 	if err := os.WriteFile(noise, data, 0o600); err != nil {
 		n.t.Fatal(err)
 	}
-	for _, b := range blocks[len(blocks)/3 : 2*len(blocks)/3] {
+	for _, b := range blocks {
 		writeFile(n.t.(*testing.T), n.vm, boards.StateStart+b*4096, noise, 4096)
 	}
 }
@@ -119,7 +124,10 @@ func TestDamagedDatabase(t *testing.T) {
 	}
 
 	damaged := regexp.MustCompile(`error: the database is damaged: .*type: skerry cluster restore barn-1 --snapshot (\S+)`)
-	n.again(n.spoil)
+	n.again(func() { // the middle third
+		blocks := n.blocks("/lib/skerry/db/state.db")
+		n.spoil(blocks[len(blocks)/3 : 2*len(blocks)/3])
+	})
 	n.expect(damaged.String(), bootTime)
 	snapshot := damaged.FindStringSubmatch(n.vm.Console())[1]
 	if got := n.problems(); !strings.Contains(got, snapshot) {
@@ -145,6 +153,32 @@ func TestDamagedDatabase(t *testing.T) {
 		n.want("kept", "get", "configmap", "kept")
 		if out, err := n.try("", "get", "configmap", "later"); err == nil {
 			t.Errorf("what was made after the snapshot is there: %s", out)
+		}
+	}
+}
+
+// TestDamagedJournal spoils the head of STATE's journal on a node that was turned
+// off in order: the file system can't be mounted, is mended, and nothing is lost. The
+// start before it, with the journal as it was, is the twin.
+func TestDamagedJournal(t *testing.T) {
+	n := startStateNode(t)
+	n.k("create", "configmap", "kept", "--from-literal=a=b")
+	mended := regexp.MustCompile(`error: .*/var.*repairing it`)
+	off := func() {
+		t.Helper()
+		if err := n.vm.Powerdown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, harm := range []bool{false, true} {
+		off()
+		if harm {
+			n.spoil(n.blocks("<8>")[:1])
+		}
+		n.start()
+		n.want("kept", "get", "configmap", "kept")
+		if console := n.vm.Console(); mended.MatchString(console) != harm {
+			t.Errorf("journal spoiled: %v; the console says\n%s", harm, console)
 		}
 	}
 }

@@ -1,0 +1,173 @@
+//go:build full
+
+package e2e
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"skerry.internal/skerry/agent/api"
+	"skerry.internal/skerry/imagebuild/cluster"
+	"skerry.internal/skerry/imagebuild/discover"
+	"skerry.internal/skerry/qemu"
+)
+
+// inNamespace tells the test that it runs in a network of its own.
+const inNamespace = "SKERRY_TEST_IN_NAMESPACE"
+
+// TestAddress is a person on the node's network, which is a namespace that the test
+// makes: skerry discover finds the node, and skerry node and kubectl reach it by name
+// and address. Then the cable is plugged into another network, where DHCP has another
+// address: all of it works again with that, in two minutes, and no container was
+// restarted. That the old address was in use before, and is not any more, is the twin.
+func TestAddress(t *testing.T) {
+	if os.Getenv(inNamespace) == "" {
+		busybox(t) // there is nothing to fetch it from in the namespace
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), inNamespace+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
+		out, err := cmd.CombinedOutput()
+		if errors.Is(err, syscall.EPERM) && os.Getenv("CI") == "" {
+			t.Skipf("this machine gives its users no network namespaces: %v", err)
+		}
+		t.Logf("in the namespace: %v\n%s", err, out)
+		if err != nil {
+			t.Fail()
+		}
+		return
+	}
+	tap := plugIn(t)
+	n := startNode(t, withStatus, func(c *qemu.Config) {
+		c.Replug, c.Forwards[kubeletPort] = true, 0
+		c.Extra = []string{"-netdev", "tap,id=tap0,ifname=" + tap + ",script=no,downscript=no", "-netdev", "hubport,id=hub1,hubid=0,netdev=tap0"}
+	})
+	n.testWorkloads()
+	before := n.containers()
+	first, second := netip.MustParseAddr("10.0.2.15"), netip.MustParseAddr("10.0.2.50")
+	n.reachable(first)
+	if err := n.reached(second); err == nil {
+		t.Errorf("the node is reached at %v before it has that address", second)
+	}
+
+	begin := time.Now()
+	if err := n.vm.Replug(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	n.expect(`skerry: network: eth0 has address 10\.0\.2\.50/24, gateway 10\.0\.2\.2`, 2*time.Minute)
+	n.reachable(second)
+	took := time.Since(begin)
+	t.Logf("all reachable at the new address after %.0f s", took.Seconds())
+	if took > 2*time.Minute {
+		t.Errorf("it took %v; want at most two minutes", took)
+	}
+	if err := n.reached(first); err == nil {
+		t.Errorf("the node is still reached at %v", first)
+	}
+	if after := n.containers(); after != before {
+		t.Errorf("containers:\n%swant\n%s", after, before)
+	}
+	n.everythingRuns()
+}
+
+// plugIn makes the namespace's end of a cable that QEMU takes by its name.
+func plugIn(t *testing.T) string {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "laptop0"
+	tap := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP}
+	for _, step := range []func() error{
+		func() error { return netlink.LinkAdd(tap) },
+		func() error { return netlink.LinkSetUp(tap) },
+		func() error {
+			return netlink.AddrAdd(tap, &netlink.Addr{IPNet: &net.IPNet{IP: net.IP{10, 0, 2, 100}, Mask: net.CIDRMask(24, 32)}})
+		},
+	} {
+		if err == nil {
+			err = step()
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return attrs.Name
+}
+
+func (n *node) reachable(addr netip.Addr) {
+	n.t.Helper()
+	n.eventually(fmt.Sprintf("everything reaches the node at %v", addr), func() error { return n.reached(addr) })
+}
+
+// reached asks for the node at an address, by all the ways there are.
+func (n *node) reached(addr netip.Addr) error {
+	o := n.operator()
+	// skerry discover, and skerry node by the name that it finds.
+	cmd := exec.Command(o.program, "discover", "--json")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("skerry discover: %w: %s", err, out)
+	}
+	var found []discover.Node
+	if err := json.Unmarshal(out, &found); err != nil {
+		return fmt.Errorf("skerry discover: %w: %s", err, out)
+	}
+	if len(found) != 1 || found[0].Name != "barn-1" || !found[0].Claimed || found[0].Addresses[0] != addr {
+		return fmt.Errorf("skerry discover found %+v; want barn-1 at %v", found, addr)
+	}
+	for _, name := range []string{"barn-1", addr.String()} {
+		text, errs, err := o.skerry("status", name, "--json")
+		var st api.Status
+		if err == nil {
+			err = json.Unmarshal([]byte(text), &st)
+		}
+		if err != nil || st.Network.Address != addr {
+			return fmt.Errorf("skerry node status %s: %v, %w: %s", name, st.Network.Address, err, errs)
+		}
+	}
+	// kubectl, with a kubeconfig for that address; certificates for address and name.
+	c, err := cluster.Open(n.home, "e2e")
+	if err != nil {
+		return err
+	}
+	data, err := c.Kubeconfig(fmt.Sprintf("https://%v:6443", addr), time.Now())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.kubeconfig, data, 0o600); err != nil {
+		return err
+	}
+	for port, name := range map[string]string{"6443": "barn-1.local", "10250": addr.String()} {
+		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", net.JoinHostPort(addr.String(), port),
+			&tls.Config{RootCAs: rootsOf(n.t, c.Dir), ServerName: name})
+		if err != nil {
+			return fmt.Errorf("port %s: %w", port, err)
+		}
+		conn.Close()
+	}
+	// Kubelet says it, and the API itself; a pod reaches the API by its service.
+	for _, ask := range [][]string{
+		{"get", "node", "barn-1", "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`},
+		{"get", "endpointslice", "kubernetes", "-o", `jsonpath={.endpoints[0].addresses[0]}`},
+		{"get", "pod", "ops", "-o", `jsonpath={.status.hostIP}`},
+	} {
+		if out, err := n.try("", append(ask, "--request-timeout=20s")...); err != nil || strings.TrimSpace(out) != addr.String() {
+			return fmt.Errorf("kubectl %s = %q, %w; want %v", strings.Join(ask, " "), out, err, addr)
+		}
+	}
+	return n.works()
+}
