@@ -18,7 +18,7 @@ import (
 )
 
 // TestBadDisk: a disk that answers nothing for half a minute is waited for, and
-// no container pays for it. A disk that refuses writes is named on the console; when
+// no container pays for it; nor for one that can't be read for as long. A disk that refuses writes is named on the console; when
 // the power comes back on a good disk, whatever was acknowledged is there.
 func TestBadDisk(t *testing.T) {
 	n := startNode(t, withStatus, func(c *qemu.Config) { c.Faults = true })
@@ -85,6 +85,29 @@ func TestBadDisk(t *testing.T) {
 	n.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=180s")
 	if after := n.container("one"); after != before {
 		t.Errorf("the container after a stall: %q; want %q as before", after, before)
+	}
+
+	// Half a minute in which every read fails: what is in memory goes on.
+	if err := n.vm.FailDisk(t.Context(), qemu.Fault{Kinds: []qemu.IOKind{qemu.Reads}}); err != nil {
+		t.Fatal(err)
+	}
+	begin = time.Now()
+	o.answers()
+	if out, err := n.try("", "get", "configmap", "before-stall", "-o", "name"); err != nil {
+		t.Errorf("read an object while the disk can't be read: %v: %s", err, out)
+	}
+	if err := create("unreadable"); err != nil {
+		t.Logf("create an object while the disk can't be read: %v", err)
+	}
+	<-time.After(30*time.Second - time.Since(begin))
+	n.goesOn()
+	if err := n.vm.FailDisk(t.Context(), qemu.Fault{}); err != nil {
+		t.Fatal(err)
+	}
+	n.eventually("objects can be created when the disk can be read again", func() error { return create(fmt.Sprintf("readable-%d", time.Now().UnixNano())) })
+	n.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=180s")
+	if after := n.container("one"); after != before {
+		t.Errorf("the container after failing reads: %q; want %q as before", after, before)
 	}
 
 	// Then every write fails.
