@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"skerry.internal/skerry/agent/boot"
 	"skerry.internal/skerry/boards"
+	"skerry.internal/skerry/qemu"
 )
 
 // TestStatus looks at a node through its status API while skerryd is dead and
@@ -63,5 +65,31 @@ func TestStatus(t *testing.T) {
 	out, err := exec.Command("cmp", fmt.Sprintf("--ignore-initial=%d", boards.SlotAStart), fmt.Sprintf("--bytes=%d", boards.StateStart-boards.SlotAStart), raw, bootImage(t)).CombinedOutput()
 	if err != nil {
 		t.Errorf("the slots after a factory reset: %v: %s", err, out)
+	}
+}
+
+// TestResetFile boots a card on whose FIRMWARE somebody has put skerry-reset:
+// it is carried out once. Its twin is every other test: STATE stays.
+func TestResetFile(t *testing.T) {
+	t.Parallel()
+	vm := newMachine(t, "rpi4", "virt", bootImage(t), nil, func(c *qemu.Config) {
+		c.Firmware = func(files map[string][]byte) error { files[boot.ResetFile] = []byte("please\n"); return nil }
+	})
+	const limit = 4 * time.Minute
+	powerOn(t, vm)
+	for _, line := range []string{
+		`skerry: STATE formatted`, // the first boot
+		`skerry: going down: factory reset, FIRMWARE holds skerry-reset`,
+		`skerry: factory reset: STATE is made anew`,
+		`skerry: skerry-reset on FIRMWARE was carried out`,
+		`skerry: unit containerd ready`,
+	} {
+		await(t, vm, line, limit)
+	}
+	vm.Cut()
+	powerOn(t, vm)
+	await(t, vm, `skerry: unit containerd ready`, limit)
+	if again := vm.Console(); strings.Contains(again, "factory reset") || strings.Contains(again, "STATE formatted") {
+		t.Errorf("the reset was carried out again:\n%s", again)
 	}
 }
