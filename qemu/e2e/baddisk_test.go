@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"skerry.internal/skerry/boards"
 	"skerry.internal/skerry/qemu"
 )
 
@@ -27,6 +28,7 @@ func TestBadDisk(t *testing.T) {
 		t.Fatalf("apply: %v\n%s", err, out)
 	}
 	n.k("wait", "--for=condition=Ready", "pod/one", "--timeout=240s")
+	n.ops()
 	client := n.client()
 	var acked []string
 	create := func(name string) error {
@@ -87,12 +89,22 @@ func TestBadDisk(t *testing.T) {
 		t.Errorf("the container after a stall: %q; want %q as before", after, before)
 	}
 
-	// Half a minute in which every read fails: what is in memory goes on.
+	// Half a minute in which every read fails: what is in memory goes on. Slot B was
+	// never read, so it can't be in memory.
+	fromSlotB := func(block int) (string, error) {
+		return n.on(fmt.Sprintf("busybox dd if=/proc/1/root/dev/vda of=/dev/null bs=4096 count=1 skip=%d", boards.SlotBStart/4096+block))
+	}
+	if out, err := fromSlotB(10000); err != nil {
+		t.Fatalf("read a disk that is well: %v: %s", err, out)
+	}
 	if err := n.vm.FailDisk(t.Context(), qemu.Fault{Kinds: []qemu.IOKind{qemu.Reads}}); err != nil {
 		t.Fatal(err)
 	}
 	begin = time.Now()
 	o.answers()
+	if out, err := fromSlotB(20000); err == nil || !strings.Contains(out, "nput/output error") && !strings.Contains(out, "I/O error") {
+		t.Errorf("read a disk that can't be read: %v: %s; want an I/O error", err, out)
+	}
 	if out, err := n.try("", "get", "configmap", "before-stall", "-o", "name"); err != nil {
 		t.Errorf("read an object while the disk can't be read: %v: %s", err, out)
 	}

@@ -115,6 +115,23 @@ func TestFaults(t *testing.T) {
 		n.restartedAs("victim", 1)
 		n.k("delete", "pod", "victim", "--timeout=120s")
 	})
+	step("StarveShim", func(n *operator) {
+		n.victim()
+		// In a group of its own, which has no room for what one more command needs.
+		const group = "/proc/1/root/sys/fs/cgroup/skerry/lean"
+		n.must(fmt.Sprintf("busybox mkdir %[1]s; echo 64K >%[1]s/memory.max; echo %[2]s >%[1]s/cgroup.procs", group, n.shimOf("31337")))
+		if out, err := n.try("", "exec", "victim", "--", "/bin/busybox", "true"); err == nil {
+			n.t.Errorf("a command ran under a shim without memory: %s", out)
+		}
+		n.answers()
+		n.restartedAs("victim", 1)
+		n.must("busybox grep -x 'oom_kill [1-9][0-9]*' " + group + "/memory.events; busybox rmdir " + group)
+		n.k("delete", "pod", "victim", "--timeout=120s")
+	})
+	step("Init", func(n *operator) {
+		n.must("busybox kill -KILL 1; busybox kill -STOP 1; busybox kill -0 1")
+		n.answers()
+	})
 	step("StopShim", func(n *operator) {
 		n.victim()
 		n.must("busybox kill -STOP " + n.shimOf("31337"))

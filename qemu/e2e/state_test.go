@@ -166,7 +166,9 @@ func TestDamagedJournal(t *testing.T) {
 	mended := regexp.MustCompile(`error: .*/var.*repairing it`)
 	off := func() {
 		t.Helper()
-		if err := n.vm.Powerdown(t.Context()); err != nil {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		defer cancel()
+		if err := n.vm.Powerdown(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
