@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// TestCable powers a node on with its network cable out, and plugs it in later;
-// then it pulls it out and plugs it in again.
+// TestCable powers a node on for the first time with its network cable out, and plugs
+// it in later, with which it becomes Ready; then it pulls it out and plugs it in again.
 func TestCable(t *testing.T) {
 	t.Parallel()
-	vm := newMachine(t, "rpi4", "virt", bootImage(t), nil)
+	_, bundle := newBundle(t)
+	vm := newMachine(t, "rpi4", "virt", bootImage(t), bundle)
 	const limit = 3 * time.Minute
 	plug := func(plugged bool) {
 		t.Helper()
@@ -24,7 +25,7 @@ func TestCable(t *testing.T) {
 	plug(false) // U-Boot has not looked at the network by then
 	await(t, vm, `skerry: error: wait for network: no address yet; going on without`, limit)
 	await(t, vm, `skerry: boot complete`, limit)
-	if console := vm.Console(); strings.Contains(console, "has a link") || strings.Contains(console, "has address") {
+	if console := vm.Console(); strings.Contains(console, "has a link") || strings.Contains(console, "has address") || strings.Contains(console, "node ready") {
 		t.Fatalf("the cable is not out:\n%s", console)
 	}
 	for _, step := range []struct {
@@ -38,5 +39,8 @@ func TestCable(t *testing.T) {
 	} {
 		plug(step.plugged)
 		await(t, vm, step.says, limit)
+		if strings.Contains(step.says, "has address") {
+			await(t, vm, `skerry: node ready`, bootTime)
+		}
 	}
 }

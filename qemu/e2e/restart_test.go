@@ -3,14 +3,18 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"skerry.internal/skerry/agent/boot"
+	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/boards"
 	"skerry.internal/skerry/qemu"
 )
@@ -18,10 +22,21 @@ import (
 // TestStatus looks at a node through its status API while skerryd is dead and
 // while it hangs; then it restarts the node and empties it.
 func TestStatus(t *testing.T) {
-	n := startNode(t, withStatus)
+	n := startNode(t, withStatus, func(c *qemu.Config) {
+		put := c.Firmware
+		c.Firmware = func(files map[string][]byte) error {
+			err := put(files)
+			files[config.FileName] = append([]byte("hostnam: barn-7\n"), files[config.FileName]...)
+			return err
+		}
+	})
 	o := n.operator()
 	n.ops()
 	o.look()
+	// The rest of the file holds: it gives the node its name and the registry's password.
+	if got := o.wrongWith(config.FileName); !strings.Contains(got, `skerry.yaml:1: unknown key "hostnam"`) {
+		t.Errorf("the status says of %s %q; want the unknown key of its first line", config.FileName, got)
+	}
 
 	pid := o.unit("skerryd").PID
 	n.must("(busybox sleep 1; busybox kill -KILL $(busybox pidof skerryd)) >/dev/null 2>&1 &")
@@ -69,13 +84,22 @@ func TestStatus(t *testing.T) {
 }
 
 // TestResetFile boots a card on whose FIRMWARE somebody has put skerry-reset:
-// it is carried out once. Its twin is every other test: STATE stays.
+// it is carried out once, also when the card forgets that the file was removed. Its
+// twin is every other test: STATE stays.
 func TestResetFile(t *testing.T) {
 	t.Parallel()
 	vm := newMachine(t, "rpi4", "virt", bootImage(t), nil, func(c *qemu.Config) {
 		c.Firmware = func(files map[string][]byte) error { files[boot.ResetFile] = []byte("please\n"); return nil }
 	})
 	const limit = 4 * time.Minute
+	raw, firmware := filepath.Join(t.TempDir(), "raw"), filepath.Join(t.TempDir(), "firmware")
+	if err := vm.CopyDisk(t.Context(), raw); err != nil {
+		t.Fatal(err)
+	}
+	dd := exec.Command("dd", "if="+raw, "of="+firmware, "bs=1M", fmt.Sprintf("skip=%d", boards.FirmwareStart/boards.MiB), fmt.Sprintf("count=%d", boards.FirmwareSize/boards.MiB), "status=none")
+	if out, err := dd.CombinedOutput(); err != nil {
+		t.Fatalf("dd: %v: %s", err, out)
+	}
 	powerOn(t, vm)
 	for _, line := range []string{
 		`skerry: STATE formatted`, // the first boot
@@ -87,9 +111,32 @@ func TestResetFile(t *testing.T) {
 		await(t, vm, line, limit)
 	}
 	vm.Cut()
+	writeFile(t, vm, boards.FirmwareStart, firmware, boards.FirmwareSize)
 	powerOn(t, vm)
+	await(t, vm, `skerry: skerry-reset on FIRMWARE was carried out`, limit) // so it was there again
 	await(t, vm, `skerry: unit containerd ready`, limit)
 	if again := vm.Console(); strings.Contains(again, "factory reset") || strings.Contains(again, "STATE formatted") {
 		t.Errorf("the reset was carried out again:\n%s", again)
+	}
+}
+
+// TestUnreadableConfiguration boots cards whose skerry.yaml is none: that is said,
+// and the node comes up without it. An empty one is a right one, and the twin.
+func TestUnreadableConfiguration(t *testing.T) {
+	noise := make([]byte, 5000)
+	rand.NewChaCha8([32]byte{3}).Read(noise)
+	for name, content := range map[string][]byte{"empty": {}, "binary": noise, "large": bytes.Repeat([]byte("ntp: [time.example.org]\n"), 10<<20/24)} {
+		t.Run(name, func(t *testing.T) {
+			vm := newMachine(t, "rpi4", "virt", bootImage(t), nil, func(c *qemu.Config) {
+				c.Firmware = func(files map[string][]byte) error { files[config.FileName] = content; return nil }
+			})
+			powerOn(t, vm)
+			await(t, vm, `skerry: unit containerd ready`, 3*time.Minute)
+			said := regexp.MustCompile(`skerry: error: skerry\.yaml: .*`).FindAllString(vm.Console(), -1)
+			if (len(said) > 0) != (name != "empty") {
+				t.Errorf("the console says of skerry.yaml: %q", said)
+			}
+			t.Logf("%q", said)
+		})
 	}
 }

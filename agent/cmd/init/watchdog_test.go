@@ -3,6 +3,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -32,6 +33,10 @@ func TestWatchdog(t *testing.T) {
 			case <-m.exited:
 				if !tt.wedge {
 					t.Errorf("the machine was reset after %v though init does not hang:\n%s", time.Since(begin), m.tail())
+				}
+				// The watchdog, and nothing before it, has ended the machine.
+				if took := time.Since(begin); took < hardware/2 || strings.Contains(m.tail(), "Kernel panic") {
+					t.Errorf("the machine ended %v after init hung; the watchdog takes %v:\n%s", took, hardware, m.tail())
 				}
 				t.Logf("reset %v after init hung", time.Since(begin).Round(time.Second))
 			case <-time.After(feeding + hardware + time.Minute):
