@@ -30,8 +30,7 @@ import (
 const inNamespace = "SKERRY_TEST_IN_NAMESPACE"
 
 // TestAddress is a person on the node's network, which is a namespace that the test
-// makes: skerry discover finds the node, and skerry node and kubectl reach it by name
-// and address. Then the cable is plugged into another network, where DHCP has another
+// makes: skerry discover finds the node, and skerry node and kubectl reach it. Then the cable is plugged into another network, where DHCP has another
 // address: all of it works again with that, in two minutes, and no container was
 // restarted. That the old address was in use before, and is not any more, is the twin.
 func TestAddress(t *testing.T) {
@@ -116,7 +115,7 @@ func (n *node) reachable(addr netip.Addr) {
 // reached asks for the node at an address, by all the ways there are.
 func (n *node) reached(addr netip.Addr) error {
 	o := n.operator()
-	// skerry discover, and skerry node by the name that it finds.
+	// skerry discover, and skerry node at the address that it finds.
 	cmd := exec.Command(o.program, "discover", "--json")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -129,15 +128,13 @@ func (n *node) reached(addr netip.Addr) error {
 	if len(found) != 1 || found[0].Name != "barn-1" || !found[0].Claimed || found[0].Addresses[0] != addr {
 		return fmt.Errorf("skerry discover found %+v; want barn-1 at %v", found, addr)
 	}
-	for _, name := range []string{"barn-1", addr.String()} {
-		text, errs, err := o.skerry("status", name, "--json")
-		var st api.Status
-		if err == nil {
-			err = json.Unmarshal([]byte(text), &st)
-		}
-		if err != nil || st.Network.Address != addr {
-			return fmt.Errorf("skerry node status %s: %v, %w: %s", name, st.Network.Address, err, errs)
-		}
+	text, errs, err := o.skerry("status", addr.String(), "--json")
+	var st api.Status
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &st)
+	}
+	if err != nil || st.Network.Address != addr {
+		return fmt.Errorf("skerry node status %v: %v, %w: %s", addr, st.Network.Address, err, errs)
 	}
 	// kubectl, with a kubeconfig for that address; certificates for address and name.
 	c, err := cluster.Open(n.home, "e2e")
