@@ -30,9 +30,10 @@ import (
 const inNamespace = "SKERRY_TEST_IN_NAMESPACE"
 
 // TestAddress is a person on the node's network, which is a namespace that the test
-// makes: skerry discover finds the node, and skerry node and kubectl reach it. Then the cable is plugged into another network, where DHCP has another
-// address: all of it works again with that, in two minutes, and no container was
-// restarted. That the old address was in use before, and is not any more, is the twin.
+// makes: skerry discover finds the node, and skerry node and kubectl reach it. Then the
+// cable is plugged into another network, where DHCP has another address: all of it works
+// again with that, and no container was restarted. That the new address does not answer
+// before, and the old one does not any more, is the twin.
 func TestAddress(t *testing.T) {
 	if os.Getenv(inNamespace) == "" {
 		busybox(t) // there is nothing to fetch it from in the namespace
