@@ -24,8 +24,7 @@ GOTEST := go test -vet=off
 help: ## says what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Tests that need a virtual machine run one at a time beside TestNode, the longest
-# of them: a machine keeps less than two processors busy. The recipes call go list
+# Tests that need a virtual machine run one at a time. The recipes call go list
 # themselves: in $(shell) its failure would go unseen, and less would be tested.
 VM_PACKAGES := ./agent/cmd/init ./qemu/...
 NO_VM := grep -v -e /agent/cmd/init$$ -e /skerry/qemu
@@ -67,11 +66,7 @@ test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in Q
 	build/skerry image build --board rpi3 -o build/rpi3
 	packages=$$(go list ./...)
 	$(GOTEST) -timeout 20m $$($(NO_VM) <<<"$$packages")
-	$(GOTEST) -timeout 80m -run '^TestNode$$' ./qemu/e2e & node=$$!
-	rest=0
-	$(GOTEST) -p 1 -parallel 1 -timeout 80m -skip '^TestNode$$' $(VM_PACKAGES) || rest=$$?
-	wait $$node
-	exit $$rest
+	$(GOTEST) -p 1 -timeout 80m $(VM_PACKAGES)
 
 .PHONY: test-all
 # The tag brings in the tests that are too long for CI.

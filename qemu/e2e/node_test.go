@@ -313,11 +313,12 @@ udp
 
 // containers returns the identity and start of every container that must live on,
 // as Kubernetes tells them, and of every process that a shim has started, pauses
-// among them, as the kernel does (proc(5), stat), but for the one that asks.
+// among them, as the kernel does (proc(5), stat), but for the one that asks and for
+// the OCI runtime, which lives while a container or a command starts or ends.
 func (n *node) containers() string {
 	n.t.Helper()
 	processes := n.must(`busybox cat /proc/[0-9]*/stat 2>/dev/null | busybox awk -v me=$$ -v shims=" $(busybox pidof containerd-shim-runc-v2) " '
-		$1 != me && index(shims, " " $4 " ") { print $1, $2, "started", $22 }' | busybox sort`)
+		$1 != me && $2 != "(crun)" && index(shims, " " $4 " ") { print $1, $2, "started", $22 }' | busybox sort`)
 	return processes + n.k("get", "pods", "-l", "app in (web,ticker)", "--sort-by=.metadata.name", "-o",
 		`jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].state.running.startedAt}{"\n"}{end}`)
 }
