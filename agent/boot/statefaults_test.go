@@ -289,7 +289,7 @@ func mounted(t *testing.T, mib int, options string) string {
 	image, dir := ext4(t, mib), t.TempDir()
 	out, err := exec.Command("/bin/mount", "-o", "loop,noatime,"+options, image, dir).CombinedOutput()
 	if err != nil {
-		if os.Getenv("CI") != "" && os.Getuid() == 0 {
+		if os.Getenv("CI") != "" {
 			t.Fatalf("mount: %v: %s", err, out)
 		}
 		t.Skipf("a loop device can't be mounted here: %s", out)

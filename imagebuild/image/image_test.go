@@ -76,9 +76,6 @@ var (
 
 func built(t *testing.T) smallImages {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("builds an image")
-	}
 	smallOnce.Do(func() {
 		dir, err := os.MkdirTemp("", "skerry-image-test-")
 		if err != nil {
