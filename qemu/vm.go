@@ -74,8 +74,8 @@ type Config struct {
 
 	// Record has QEMU log each write to a new overlay: see WriteLog. A start goes on where the last one ended.
 	Record bool
-	// Replug allows Replug: a hub lies between the network card and the network.
-	Replug bool
+	// Tap is the host's interface that the network cable leads to, in place of QEMU's own network.
+	Tap string
 	// Faults allows FailDisk, on machines whose disk is no SD card. It costs the machine its snapshots.
 	Faults bool
 }
@@ -176,21 +176,11 @@ func (vm *VM) args() ([]string, error) {
 		}
 		args = append(args, "-device", m.Watchdog, "-action", "watchdog=reset")
 	}
-	netdev := "user,id=net0"
-	if c.Replug {
-		netdev = "user,id=user0"
+	netdev, err := vm.netdev()
+	if err != nil {
+		return nil, fmt.Errorf("start machine %s: %w", m.Name, err)
 	}
-	for guest, host := range c.Forwards {
-		if p := vm.ports[guest]; p != 0 {
-			host = p // the port of the last start: a kubeconfig names it
-		}
-		netdev += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", host, guest)
-	}
-	args = append(args, "-netdev", netdev)
-	if c.Replug {
-		args = append(args, "-netdev", "hubport,id=hub0,hubid=0,netdev=user0", "-netdev", "hubport,id=net0,hubid=0")
-	}
-	args = append(args, "-device", m.Net+",netdev=net0")
+	args = append(args, "-netdev", netdev, "-device", m.Net+",netdev=net0")
 	// Serial lines before the console's go nowhere. QEMU itself keeps the log,
 	// so nothing is lost while nobody is connected.
 	for range m.Console {

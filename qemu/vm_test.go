@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -247,32 +246,6 @@ func TestForwardsAndStats(t *testing.T) {
 	start(t, vm)
 	if again := vm.Ports(); fmt.Sprint(again) != fmt.Sprint(first) {
 		t.Errorf("Ports() after a second start = %v, want %v as before", again, first)
-	}
-}
-
-// TestReplug: the same machine gets its address from another network.
-func TestReplug(t *testing.T) {
-	vm := newVM(t, func(cfg *qemu.Config, d *testDisk) {
-		prompt(cfg, d)
-		cfg.Replug, cfg.Forwards = true, map[int]int{6443: 0}
-	})
-	start(t, vm)
-	expect(t, vm, "at the prompt")
-	const ask = "setenv autoload no; dhcp; echo address ${ipaddr}, asked\n"
-	type_(t, vm, ask)
-	expect(t, vm, `address 10\.0\.2\.15, asked\r`)
-	port := vm.Port(6443)
-	if err := vm.Replug(bounded(t), netip.MustParseAddr("10.0.2.50")); err != nil {
-		t.Fatal(err)
-	}
-	type_(t, vm, ask)
-	expect(t, vm, `address 10\.0\.2\.50, asked\r`)
-	if again := vm.Port(6443); again != port {
-		t.Errorf("Port() in another network = %d; want %d as before", again, port)
-	}
-	other := newVM(t, prompt)
-	if err := other.Replug(bounded(t), netip.MustParseAddr("10.0.2.50")); err == nil || !strings.Contains(err.Error(), "without Replug") {
-		t.Errorf("Replug() of a machine without it = %v; want it refused", err)
 	}
 }
 

@@ -49,3 +49,9 @@ func Jumps(ctx context.Context) (<-chan struct{}, error) {
 	}()
 	return jumps, nil
 }
+
+// Shift is by how much the system clock was set between two readings of time.Now:
+// what it has gone on less what really passed. Negative: it was set back.
+func Shift(from, to time.Time) time.Duration {
+	return to.Round(0).Sub(from.Round(0)) - to.Sub(from) // Round strips the monotonic reading
+}

@@ -29,3 +29,12 @@ func TestJumpsEnd(t *testing.T) {
 		t.Error("Jumps goes on after its context's end")
 	}
 }
+
+// As with Jumps: what a clock that is set does is TestClock's to show.
+func TestShift(t *testing.T) {
+	from := time.Now()
+	<-time.After(20 * time.Millisecond)
+	if d := Shift(from, time.Now()); d.Abs() > 10*time.Millisecond {
+		t.Errorf("Shift() of a clock that nobody has set = %v; want nothing", d)
+	}
+}

@@ -2,7 +2,7 @@
 // short-lived certificate from the cluster's root key for each run, and lets no
 // node speak for another cluster. Its errors say what to do next.
 //
-// Left out: finding nodes, and showing what they say.
+// Left out: showing what they say.
 package node
 
 import (
@@ -24,6 +24,7 @@ import (
 
 	"skerry.internal/skerry/agent/api"
 	"skerry.internal/skerry/imagebuild/cluster"
+	"skerry.internal/skerry/imagebuild/discover"
 )
 
 // Client speaks to one node.
@@ -32,17 +33,21 @@ type Client struct {
 	address string // as the caller has named it
 	host    string // of address
 	hosts   []string
+	name    string // of a node that may be on this machine's network; empty for an address
 	port    string
 	http    *http.Client
 	tls     *tls.Config
 	now     func() time.Time
 }
 
-const dialTime = 10 * time.Second
+const (
+	dialTime   = 10 * time.Second
+	searchTime = 3 * time.Second
+)
 
 // Dial prepares a client for the node at address: an IP address, a host name or
 // a node's name, with a port where it is not api.Port. It connects with the
-// first request.
+// first request. A name that the resolver doesn't know is looked for by mDNS.
 func Dial(home, clusterName, address string) (*Client, error) {
 	return dial(home, clusterName, address, time.Now)
 }
@@ -57,8 +62,11 @@ func dial(home, clusterName, address string, now func() time.Time) (*Client, err
 		return nil, err
 	}
 	c.hosts = []string{c.host}
-	if _, err := netip.ParseAddr(c.host); err != nil && !strings.Contains(c.host, ".") && c.host != "localhost" {
-		c.hosts = append(c.hosts, c.host+".local") // as nodes announce themselves
+	if label := strings.TrimSuffix(strings.ToLower(c.host), ".local"); !strings.ContainsAny(label, ".:") && label != "localhost" {
+		c.name = label
+		if label == strings.ToLower(c.host) {
+			c.hosts = append(c.hosts, c.host+".local") // as nodes announce themselves
+		}
 	}
 	cert, err := cl.AdminCertificate(now())
 	if err != nil {
@@ -92,16 +100,46 @@ func (c *Client) over(config *tls.Config) *http.Client {
 		TLSClientConfig: config, TLSHandshakeTimeout: dialTime, ResponseHeaderTimeout: 2 * time.Minute,
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			var errs []error
-			for _, host := range c.hosts {
-				conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(host, c.port))
-				if err == nil {
-					return conn, nil
+			try := func(hosts []string) net.Conn {
+				for _, host := range hosts {
+					conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(host, c.port))
+					if err == nil {
+						return conn
+					}
+					errs = append(errs, err)
 				}
-				errs = append(errs, err)
+				return nil
+			}
+			if conn := try(c.hosts); conn != nil {
+				return conn, nil
+			}
+			// Many a resolver knows no names in .local (RFC 6762).
+			if conn := try(c.search(ctx)); conn != nil {
+				return conn, nil
 			}
 			return nil, errors.Join(errs...)
 		},
 	}}
+}
+
+// search asks on this machine's networks for the node of that name. Who answers is not
+// proven; the certificate is what proves it.
+func (c *Client) search(ctx context.Context) (addresses []string) {
+	if c.name == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, searchTime)
+	defer cancel()
+	is := func(n discover.Node) bool { return strings.EqualFold(n.Name, c.name) }
+	found, _ := discover.Find(ctx, is) // what the resolver said is reported then
+	for _, n := range found {
+		for _, a := range n.Addresses {
+			if is(n) {
+				addresses = append(addresses, a.String())
+			}
+		}
+	}
+	return addresses
 }
 
 // Do sends a request. The answer's status is below 300; anything else is an
@@ -151,13 +189,15 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		return c.explainDates(ctx, dates.Cert)
 	case errors.As(err, &unknown):
 		return fmt.Errorf("node %s does not belong to cluster %s: somebody else vouches for it; name its own with --cluster", c.address, c.cluster)
+	case errors.As(err, &name) && len(name.Certificate.DNSNames)+len(name.Certificate.IPAddresses) == 0: // such as of an unclaimed one
+		return fmt.Errorf("node %s does not belong to cluster %s: it has no cluster yet (skerry cluster claim), or is no Skerry node", c.address, c.cluster)
 	case errors.As(err, &name):
 		return fmt.Errorf("node %s: it does not know itself by that name, but by %s; use one of those", c.address, names(name.Certificate))
 	case errors.As(err, &alert), errors.As(err, &op) && op.Op == "remote error":
 		return fmt.Errorf("node %s refuses the administrators of cluster %s (%w): its cluster is another one (name it with --cluster), "+
 			"or the clocks differ by hours (this machine says %s)", c.address, c.cluster, err, c.now().UTC().Format(time.RFC3339))
 	case errors.As(err, &dns):
-		return fmt.Errorf("node %s: nobody knows that name; use its address (the node's console shows it, skerry discover finds it)", c.address)
+		return fmt.Errorf("node %s: nobody knows that name, and no node on this network has it (skerry discover lists who answers); use its address, which the node's console shows", c.address)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("node %s: the machine is there, but nothing answers on port %s: it is starting, belongs to no cluster yet, or is no Skerry node; its console says which", c.address, c.port)
 	case ctx.Err() != nil:

@@ -14,10 +14,13 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 	"github.com/vishvananda/netlink"
 
 	"skerry.internal/skerry/agent/api"
@@ -30,10 +33,10 @@ import (
 const inNamespace = "SKERRY_TEST_IN_NAMESPACE"
 
 // TestAddress is a person on the node's network, which is a namespace that the test
-// makes: skerry discover finds the node, and skerry node and kubectl reach it. Then the
-// cable is plugged into another network, where DHCP has another address: all of it works
-// again with that, and no container was restarted. That the new address does not answer
-// before, and the old one does not any more, is the twin.
+// makes, with a DHCP server: skerry discover finds the node, and skerry node and kubectl
+// reach it. Then the server hands out another address: all of it works again with that,
+// and no container was restarted. That the new address does not answer before, and the
+// old one does not any more, is the twin.
 func TestAddress(t *testing.T) {
 	if os.Getenv(inNamespace) == "" {
 		busybox(t) // there is nothing to fetch it from in the namespace
@@ -50,26 +53,26 @@ func TestAddress(t *testing.T) {
 		}
 		return
 	}
-	tap := plugIn(t)
-	n := startNode(t, withStatus, func(c *qemu.Config) {
-		c.Replug, c.Forwards[kubeletPort] = true, 0
-		c.Extra = []string{"-netdev", "tap,id=tap0,ifname=" + tap + ",script=no,downscript=no", "-netdev", "hubport,id=hub1,hubid=0,netdev=tap0"}
-	})
+	server := serveDHCP(t, plugIn(t))
+	first, second := netip.MustParseAddr("10.0.2.15"), netip.MustParseAddr("10.0.2.50")
+	server.give(first)
+	n := startNode(t, func(c *qemu.Config) { c.Tap, c.Forwards = laptop, nil })
+	relay(t, "10.0.2.2:"+n.registry, "127.0.0.1:"+n.registry)
+	if err := n.use(first); err != nil {
+		t.Fatal(err)
+	}
 	n.testWorkloads()
 	n.k("wait", "--for=delete", "pod/sickly", "--timeout=120s")
 	n.k("expose", "deployment", "web", "--name=outside", "--type=NodePort", "--port=8080")
 	before := n.containers()
-	first, second := netip.MustParseAddr("10.0.2.15"), netip.MustParseAddr("10.0.2.50")
 	n.reachable(first)
 	if err := n.dialed(second); err == nil {
 		t.Errorf("the node answers at %v before it has that address", second)
 	}
 
 	begin := time.Now()
-	if err := n.vm.Replug(t.Context(), second); err != nil {
-		t.Fatal(err)
-	}
-	n.expect(`skerry: network: eth0 has address 10\.0\.2\.50/24, gateway 10\.0\.2\.2`, 2*time.Minute)
+	server.give(second)
+	n.expect(`skerry: network: eth0 has address 10\.0\.2\.50/24, gateway 10\.0\.2\.2`, 3*time.Minute)
 	n.reachable(second)
 	t.Logf("all reachable at the new address after %.0f s", time.Since(begin).Seconds())
 	if err := n.dialed(first); err == nil {
@@ -81,6 +84,11 @@ func TestAddress(t *testing.T) {
 	n.everythingRuns()
 }
 
+// laptop is the test's end of the cable, and serverAddress its address.
+const laptop = "laptop0"
+
+var serverAddress = net.IP{10, 0, 2, 2}
+
 // plugIn makes the namespace's end of a cable that QEMU takes by its name.
 func plugIn(t *testing.T) string {
 	t.Helper()
@@ -89,13 +97,13 @@ func plugIn(t *testing.T) string {
 		err = netlink.LinkSetUp(lo)
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "laptop0"
+	attrs.Name = laptop
 	tap := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP}
 	for _, step := range []func() error{
 		func() error { return netlink.LinkAdd(tap) },
 		func() error { return netlink.LinkSetUp(tap) },
 		func() error {
-			return netlink.AddrAdd(tap, &netlink.Addr{IPNet: &net.IPNet{IP: net.IP{10, 0, 2, 100}, Mask: net.CIDRMask(24, 32)}})
+			return netlink.AddrAdd(tap, &netlink.Addr{IPNet: &net.IPNet{IP: serverAddress, Mask: net.CIDRMask(24, 32)}})
 		},
 	} {
 		if err == nil {
@@ -105,7 +113,88 @@ func plugIn(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return attrs.Name
+	return laptop
+}
+
+// dhcpServer has one address to give, and refuses every other (RFC 2131, section 4.3.2).
+type dhcpServer struct{ address atomic.Pointer[netip.Addr] }
+
+func (s *dhcpServer) give(a netip.Addr) { s.address.Store(&a) }
+
+func serveDHCP(t *testing.T, link string) *dhcpServer {
+	t.Helper()
+	s := &dhcpServer{}
+	server, err := server4.NewServer(link, &net.UDPAddr{Port: dhcpv4.ServerPort}, func(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4) {
+		address := net.IP(s.address.Load().AsSlice())
+		wish := m.RequestedIPAddress()
+		if wish == nil {
+			wish = m.ClientIPAddr
+		}
+		kind := dhcpv4.MessageTypeNak
+		switch {
+		case m.MessageType() == dhcpv4.MessageTypeDiscover:
+			kind = dhcpv4.MessageTypeOffer
+		case wish.Equal(address):
+			kind = dhcpv4.MessageTypeAck
+		}
+		mods := []dhcpv4.Modifier{dhcpv4.WithMessageType(kind), dhcpv4.WithServerIP(serverAddress), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(serverAddress))}
+		if kind != dhcpv4.MessageTypeNak {
+			mods = append(mods, dhcpv4.WithYourIP(address), dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithRouter(serverAddress), dhcpv4.WithLeaseTime(60))
+		}
+		reply, err := dhcpv4.NewReplyFromRequest(m, mods...)
+		if err != nil {
+			t.Errorf("answer %v: %v", m.MessageType(), err)
+			return
+		}
+		conn.WriteTo(reply.ToBytes(), &net.UDPAddr{IP: net.IPv4bcast, Port: dhcpv4.ClientPort})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go server.Serve()
+	t.Cleanup(func() { server.Close() })
+	return s
+}
+
+// relay passes connections from one address on to another.
+func relay(t *testing.T, from, to string) {
+	t.Helper()
+	l, err := net.Listen("tcp", from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer in.Close()
+				out, err := net.Dial("tcp", to)
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				go func() { io.Copy(out, in); out.(*net.TCPConn).CloseWrite() }()
+				io.Copy(in, out)
+			}()
+		}
+	}()
+}
+
+// use has kubectl ask the node at an address.
+func (n *node) use(addr netip.Addr) error {
+	c, err := cluster.Open(n.home, "e2e")
+	if err != nil {
+		return err
+	}
+	data, err := c.Kubeconfig(fmt.Sprintf("https://%v:6443", addr), time.Now())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(n.kubeconfig, data, 0o600)
 }
 
 func (n *node) reachable(addr netip.Addr) {
@@ -116,7 +205,7 @@ func (n *node) reachable(addr netip.Addr) {
 // reached asks for the node at an address, by all the ways there are.
 func (n *node) reached(addr netip.Addr) error {
 	o := n.operator()
-	// skerry discover, and skerry node at the address that it finds.
+	// skerry discover, and skerry node at the address that it finds, and by name.
 	cmd := exec.Command(o.program, "discover", "--json")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -129,24 +218,18 @@ func (n *node) reached(addr netip.Addr) error {
 	if len(found) != 1 || found[0].Name != "barn-1" || !found[0].Claimed || found[0].Addresses[0] != addr {
 		return fmt.Errorf("skerry discover found %+v; want barn-1 at %v", found, addr)
 	}
-	text, errs, err := o.skerry("status", addr.String(), "--json")
-	var st api.Status
-	if err == nil {
-		err = json.Unmarshal([]byte(text), &st)
-	}
-	if err != nil || st.Network.Address != addr {
-		return fmt.Errorf("skerry node status %v: %v, %w: %s", addr, st.Network.Address, err, errs)
+	for _, name := range []string{addr.String(), "barn-1"} {
+		text, errs, err := o.skerry("status", name, "--json")
+		var st api.Status
+		if err == nil {
+			err = json.Unmarshal([]byte(text), &st)
+		}
+		if err != nil || st.Network.Address != addr {
+			return fmt.Errorf("skerry node status %s: %v, %w: %s", name, st.Network.Address, err, errs)
+		}
 	}
 	// kubectl, with a kubeconfig for that address; certificates for address and name.
-	c, err := cluster.Open(n.home, "e2e")
-	if err != nil {
-		return err
-	}
-	data, err := c.Kubeconfig(fmt.Sprintf("https://%v:6443", addr), time.Now())
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(n.kubeconfig, data, 0o600); err != nil {
+	if err := n.use(addr); err != nil {
 		return err
 	}
 	if err := n.dialed(addr); err != nil {

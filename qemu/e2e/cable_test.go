@@ -44,3 +44,44 @@ func TestCable(t *testing.T) {
 		}
 	}
 }
+
+// talker says on the console that it has started, where no network is needed to hear it.
+const talker = `
+apiVersion: v1
+kind: Pod
+metadata: {name: talker}
+spec:
+  containers:
+  - name: main
+    image: IMAGE
+    args: [sh, -c, "echo '<3>talker has started' >/dev/kmsg; exec busybox sleep 1000000"]
+    securityContext: {privileged: true}
+`
+
+// TestBootWithoutCable reboots a node that has had an address with its cable out: it
+// uses the last lease, and its pods run, before anything is plugged in.
+func TestBootWithoutCable(t *testing.T) {
+	n := startNode(t)
+	n.testWorkloads()
+	if out, err := n.try(strings.ReplaceAll(talker, "IMAGE", n.image), "create", "-f", "-"); err != nil {
+		t.Fatalf("create talker: %v\n%s", err, out)
+	}
+	const started = `talker has started`
+	n.expect(started, 3*time.Minute) // the twin: it is heard
+	n.must("(busybox sleep 1; busybox kill -TERM 1) >/dev/null 2>&1 &")
+	n.expect(`U-Boot`, 3*time.Minute)
+	if err := n.vm.Link(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	from := len(n.vm.Console())
+	n.expect(`skerry: network: no DHCP server has answered on eth0 in 10s; using the last lease`, bootTime)
+	n.expect(`skerry: node ready`, bootTime)
+	n.expect(started, 3*time.Minute)
+	if said := n.vm.Console()[from:]; strings.Contains(said, "has a link") {
+		t.Fatalf("the cable is not out:\n%s", said)
+	}
+	if err := n.vm.Link(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	n.everythingRuns()
+}

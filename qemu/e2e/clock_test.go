@@ -5,7 +5,9 @@ package e2e
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -187,11 +189,29 @@ func TestClock(t *testing.T) {
 	n.at(years)
 	n.recovers("three years later", years)
 
-	if out, err := n.on(`busybox date -s "@$(($(busybox date +%s) - 86400))"`); err != nil {
-		t.Fatalf("set the clock back: %v: %s", err, out)
+	// Nobody knows how often a token is asked for anew: two days on it was issued there.
+	const days = 24 * time.Hour
+	server.tell(years + 2*days)
+	set := func(change time.Duration) {
+		t.Helper()
+		if out, err := n.on(fmt.Sprintf(`busybox date -s "@$(($(busybox date +%%s) + %d))"`, int(change.Seconds()))); err != nil {
+			t.Fatalf("set the clock by %v: %v: %s", change, err, out)
+		}
 	}
-	n.at(years - 48*time.Hour)
-	n.recovers("a day back", years-24*time.Hour)
+	set(2 * days)
+	n.at(years + 2*days)
+	n.recovers("two days on", years+2*days)
+	n.eventually("the pod's token is of these days", func() error {
+		if at, want := n.tokenIssued(), time.Now().Add(years+days); at.Before(want) {
+			return fmt.Errorf("issued %v; want after %v", at, want)
+		}
+		return nil
+	})
+
+	server.tell(years + days)
+	set(-days)
+	n.at(years)
+	n.recovers("a day back", years+days)
 	if now := n.untouched(); now != running {
 		t.Errorf("boot and container: %s; want %s as before", now, running)
 	}
@@ -201,4 +221,21 @@ func TestClock(t *testing.T) {
 func (n *node) untouched() string {
 	n.t.Helper()
 	return n.must("busybox cat /proc/sys/kernel/random/boot_id") + n.container("ops")
+}
+
+// tokenIssued is when the token of pod ops was issued, as it says (RFC 7519, "iat").
+func (n *node) tokenIssued() time.Time {
+	n.t.Helper()
+	parts := strings.Split(n.must("busybox cat /var/run/secrets/kubernetes.io/serviceaccount/token"), ".")
+	var claims struct {
+		Issued int64 `json:"iat"`
+	}
+	data, err := base64.RawURLEncoding.DecodeString(parts[min(1, len(parts)-1)])
+	if err == nil {
+		err = json.Unmarshal(data, &claims)
+	}
+	if err != nil {
+		n.t.Fatalf("read the pod's token: %v", err)
+	}
+	return time.Unix(claims.Issued, 0)
 }

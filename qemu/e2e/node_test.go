@@ -350,14 +350,19 @@ func (n *node) testKill(unit, signal string) {
 // gives no event that could be awaited.
 func (n *node) eventually(what string, try func() error) {
 	n.t.Helper()
-	deadline := time.Now().Add(3 * time.Minute)
+	begin := time.Now()
+	var said []string
 	for {
 		err := try()
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) {
-			n.t.Fatalf("%s: not within three minutes: %v\n%s", what, err, n.state())
+		took := time.Since(begin)
+		if line := err.Error(); len(said) == 0 || !strings.HasSuffix(said[len(said)-1], line) {
+			said = append(said, fmt.Sprintf("after %.0f s: %s", took.Seconds(), line))
+		}
+		if took > 3*time.Minute {
+			n.t.Fatalf("%s: not within three minutes: %v\n%s\n%s", what, err, strings.Join(said[max(0, len(said)-20):], "\n"), n.state())
 		}
 		<-time.After(500 * time.Millisecond)
 	}

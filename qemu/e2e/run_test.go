@@ -98,12 +98,14 @@ func TestMakeRun(t *testing.T) {
 	}
 	verb("link", machine, "--plug")
 	answers("with the cable in again")
-	verb("cut", machine)
-	if namespaces("5s") == nil {
-		t.Error("the API answers after a power cut")
+	if testAll() { // it is another boot
+		verb("cut", machine)
+		if namespaces("5s") == nil {
+			t.Error("the API answers after a power cut")
+		}
+		verb("start", machine)
+		answers("after skerry qemu start")
 	}
-	verb("start", machine)
-	answers("after skerry qemu start")
 	if out, err := call("stop"); err != nil {
 		t.Errorf("make stop: %v\n%s", err, out)
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -150,7 +151,10 @@ func (n *node) units() []unit.Unit {
 			}, ready)
 		}},
 		once("pod network", func(ctx context.Context) error {
-			node, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, func(n *corev1.Node) bool { return n.Spec.PodCIDR != "" })
+			// With an address of before a change, kube-proxy would end the process as soon as it reads the new one.
+			node, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, func(node *corev1.Node) bool {
+				return node.Spec.PodCIDR != "" && slices.Contains(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: n.NodeIP.String()})
+			})
 			if err != nil {
 				return err
 			}

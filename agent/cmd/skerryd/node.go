@@ -201,10 +201,17 @@ func readAddress(path string) net.IP {
 // is set: a jump may make them invalid.
 const renewEvery = time.Minute
 
+// tolerated is how far the clock may go back with skerryd running on. The API
+// server lets a token be issued that far in its future (go-jose, jwt.DefaultLeeway).
+const tolerated = time.Minute
+
 // keepCertificates makes the certificates, and ends with an error when it had to
-// make one anew later: most programs read theirs at the start only.
+// make one anew later: most programs read theirs at the start only. The same when
+// the clock was set back: kubelet keeps the pods' tokens, which the API server
+// refuses while they are from its future, and asks for others only after a start.
 func (n *node) keepCertificates(ctx context.Context, ready func()) error {
-	if _, err := n.ensureFiles(time.Now()); err != nil {
+	begin, furthest := time.Now(), time.Duration(0)
+	if _, err := n.ensureFiles(begin); err != nil {
 		return err
 	}
 	jumps, err := clock.Jumps(ctx)
@@ -224,7 +231,13 @@ func (n *node) keepCertificates(ctx context.Context, ready func()) error {
 				jumps = nil // the minutes are left
 			}
 		}
-		if changed, err := n.ensureFiles(time.Now()); err != nil {
+		now := time.Now()
+		shift := clock.Shift(begin, now)
+		furthest = max(furthest, shift)
+		if shift < furthest-tolerated {
+			return fmt.Errorf("the clock was set back by %v", (furthest - shift).Round(time.Second))
+		}
+		if changed, err := n.ensureFiles(now); err != nil {
 			fmt.Fprintf(os.Stderr, "skerryd: renew certificates: %v\n", err) // those in use may last
 		} else if changed {
 			return errors.New("certificates were renewed")

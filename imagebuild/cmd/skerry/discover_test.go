@@ -55,6 +55,12 @@ func TestDiscoverAndClaim(t *testing.T) {
 	if a := run("cluster", "create", "home"); a.status != 0 {
 		t.Fatalf("skerry cluster create: %+v", a)
 	}
+	// By a name that only the node itself tells: no resolver knows it.
+	for name, want := range map[string]string{"barn": "does not belong to cluster home", "barn.local": "does not belong to cluster home", "mast": "nobody knows that name"} {
+		if a := run("node", "status", name); a.status != 1 || !strings.Contains(a.stderr, want) {
+			t.Errorf("skerry node status %s: %+v; want status 1 and %q", name, a, want)
+		}
+	}
 	for _, tt := range []struct {
 		args   string
 		status int

@@ -17,11 +17,13 @@ import (
 
 // sources names what a case depends on, so that what has passed need not run
 // again. For a package it is what git lists at HEAD, without docs (where the record
-// is kept) and without the test files of the package whose tests are recorded one
-// by one: nothing imports them. For one of these tests it is the same without
-// any test file, and of its own package's the declarations that the test uses.
+// is kept) and without other packages' test files: nothing imports them, but for
+// the project's own package, whose tests read them all. For one of the tests that
+// are recorded one by one it is the same, and of its own package's test files the
+// declarations that the test uses.
 type sources struct {
-	all, built string // sha256, with test files and without
+	all, built string            // sha256, with all test files and with none
+	tests      map[string]string // the lines of git's list that are test files, by folder
 	folder     string
 	single     *testFiles
 }
@@ -32,19 +34,20 @@ func findSources(folder string) (*sources, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list files: %w", err)
 	}
-	s := &sources{folder: folder}
+	s := &sources{folder: folder, tests: map[string]string{}}
 	if s.single, err = readTestFiles(folder); err != nil {
 		return nil, err
 	}
 	all, built := sha256.New(), sha256.New()
 	for line := range strings.Lines(string(files)) {
 		_, file, _ := strings.Cut(strings.TrimSpace(line), "\t")
-		isTest := strings.HasSuffix(file, "_test.go")
-		if strings.HasPrefix(file, "docs/") || isTest && path.Dir(file) == path.Clean(folder) {
+		if strings.HasPrefix(file, "docs/") {
 			continue
 		}
 		all.Write([]byte(line))
-		if !isTest {
+		if strings.HasSuffix(file, "_test.go") {
+			s.tests[path.Dir(file)] += line
+		} else {
 			built.Write([]byte(line))
 		}
 	}
@@ -58,7 +61,11 @@ func (s *sources) of(p string) (string, error) {
 	how := os.Getenv("GOFLAGS") + "\n" + os.Getenv("SKERRY_TEST_ALL") + "\n"
 	folder, test, single := strings.Cut(p, ":")
 	if !single {
-		sum := sha256.Sum256([]byte(how + s.all))
+		own := s.built + "\n" + s.tests[path.Clean(folder)]
+		if path.Clean(folder) == "." {
+			own = s.all
+		}
+		sum := sha256.Sum256([]byte(how + own))
 		return hex.EncodeToString(sum[:]), nil
 	}
 	if folder != s.folder {

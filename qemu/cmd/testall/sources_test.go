@@ -14,12 +14,15 @@ func TestSourcesOfOneTest(t *testing.T) {
 	files := map[string]string{
 		"agent/agent.go":      "package agent\n",
 		"agent/agent_test.go": "package agent\n",
+		"other/other_test.go": "package other\n",
+		"tree_test.go":        "package tree\n",
 		"docs/page.md":        "A page.\n",
 		"e2e/help_test.go": "package e2e\n\ntype node struct{}\n\nfunc (n *node) boot() { n.wait(limit) }\n\nfunc (n *node) wait(int) {}\n\n" +
 			"const (\n\tlimit = 3\n\tother = 4\n)\n\nfunc (node) String() string { return \"node\" }\n",
 		"e2e/a_test.go": "package e2e\n\nimport \"testing\"\n\nfunc TestA(t *testing.T) { new(node).boot() }\n",
 		"e2e/b_test.go": "//go:build full\n\npackage e2e\n\nimport \"testing\"\n\n// TestB says.\nfunc TestB(t *testing.T) { new(node).wait(1) }\n",
 	}
+	cases := []string{".", "./agent", "./e2e:TestA", "./e2e:TestB"}
 	t.Chdir(t.TempDir())
 	git := func(args ...string) {
 		t.Helper()
@@ -45,7 +48,7 @@ func TestSourcesOfOneTest(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := map[string]string{}
-		for _, p := range []string{"./agent", "./e2e:TestA", "./e2e:TestB"} {
+		for _, p := range cases {
 			if got[p], err = s.of(p); err != nil {
 				t.Fatal(err)
 			}
@@ -68,15 +71,16 @@ func TestSourcesOfOneTest(t *testing.T) {
 	before = after
 	for _, tt := range []struct{ file, old, new, want string }{
 		{"docs/page.md", "A page", "Another page", ""},
-		{"e2e/b_test.go", "TestB says", "TestB says more", ""},
-		{"e2e/b_test.go", "wait(1)", "wait(2)", "./e2e:TestB"},
-		{"e2e/a_test.go", "TestA(t *testing.T) {", "TestA(t *testing.T) { t.Log()\n", "./e2e:TestA"},
-		{"e2e/help_test.go", "n.wait(limit)", "n.wait(limit - 1)", "./e2e:TestA"},
-		{"e2e/help_test.go", "limit = 3", "limit = 5", "./e2e:TestA"},
-		{"e2e/help_test.go", "wait(int) {}", "wait(int) { println() }", "./e2e:TestA ./e2e:TestB"},
-		{"e2e/help_test.go", `return "node"`, `return "a node"`, "./e2e:TestA ./e2e:TestB"}, // fmt calls it
-		{"agent/agent_test.go", "package agent", "package agent // new", "./agent"},
-		{"agent/agent.go", "package agent", "package agent // new", "./agent ./e2e:TestA ./e2e:TestB"},
+		{"e2e/b_test.go", "TestB says", "TestB says more", "."},
+		{"e2e/b_test.go", "wait(1)", "wait(2)", ". ./e2e:TestB"},
+		{"e2e/a_test.go", "TestA(t *testing.T) {", "TestA(t *testing.T) { t.Log()\n", ". ./e2e:TestA"},
+		{"e2e/help_test.go", "n.wait(limit)", "n.wait(limit - 1)", ". ./e2e:TestA"},
+		{"e2e/help_test.go", "limit = 3", "limit = 5", ". ./e2e:TestA"},
+		{"e2e/help_test.go", "wait(int) {}", "wait(int) { println() }", ". ./e2e:TestA ./e2e:TestB"},
+		{"e2e/help_test.go", `return "node"`, `return "a node"`, ". ./e2e:TestA ./e2e:TestB"}, // fmt calls it
+		{"agent/agent_test.go", "package agent", "package agent // new", ". ./agent"},
+		{"other/other_test.go", "package other", "package other // new", "."},
+		{"agent/agent.go", "package agent", "package agent // new", ". ./agent ./e2e:TestA ./e2e:TestB"},
 	} {
 		if !strings.Contains(files[tt.file], tt.old) {
 			t.Fatalf("%s has no %q", tt.file, tt.old)
@@ -84,7 +88,7 @@ func TestSourcesOfOneTest(t *testing.T) {
 		files[tt.file] = strings.Replace(files[tt.file], tt.old, tt.new, 1)
 		after := commit()
 		var changed []string
-		for _, p := range []string{"./agent", "./e2e:TestA", "./e2e:TestB"} {
+		for _, p := range cases {
 			if after[p] != before[p] {
 				changed = append(changed, p)
 			}
