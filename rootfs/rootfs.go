@@ -69,6 +69,7 @@ var table = []File{
 	{Path: "etc/passwd", Mode: 0o644},
 	{Path: "etc/group", Mode: 0o644},
 	{Path: "etc/nsswitch.conf", Mode: 0o644},
+	{Path: "etc/protocols", Mode: 0o644},
 	{Path: "etc/hosts", Mode: 0o644},
 	{Path: "etc/skerry/modules-root", Mode: 0o644},
 	// What init learns at boot lies in /run.

@@ -343,7 +343,31 @@ func (n *node) testKill(unit, signal string) {
 	if after := n.containers(); after != before {
 		n.t.Errorf("containers after %s of %s:\n%swant\n%s", signal, unit, after, before)
 	}
+	n.proxied()
 	n.noRace()
+}
+
+// proxied wants kube-proxy to know the services of before its start: it may leave
+// their rules as they are until it has written some of its own, so a new service's
+// are awaited first.
+func (n *node) proxied() {
+	n.t.Helper()
+	n.k("expose", "deployment", "web", "--name=fresh", "--port=80", "--target-port=8080")
+	defer n.k("delete", "service", "fresh")
+	ask := func(service string) error {
+		out, err := n.on(fmt.Sprintf("busybox wget -T 10 -qO- http://%s.default.svc.cluster.local/both", service))
+		if err == nil && out != "greengranite" {
+			err = errors.New("want greengranite")
+		}
+		if err != nil {
+			return fmt.Errorf("%s says %q: %w", service, out, err)
+		}
+		return nil
+	}
+	n.eventually("a service that is made after a start answers", func() error { return ask("fresh") })
+	if err := ask("web"); err != nil {
+		n.t.Errorf("a service of before kube-proxy's start: %v", err)
+	}
 }
 
 // eventually tries something until it works, for at most three minutes; for what
