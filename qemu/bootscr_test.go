@@ -182,14 +182,7 @@ func decide(t *testing.T, m *boards.QEMUMachine, file string, givesUp bool, nois
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
-	vm, err := qemu.New(ctx, qemu.Config{Dir: t.TempDir(), Machine: m, RawDisk: file, Memory: 512})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := vm.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(vm.Cut)
+	vm := powerOn(ctx, t, m, file)
 	if noise != "" {
 		if err := vm.Send(noise); err != nil {
 			t.Fatal(err)
@@ -219,6 +212,19 @@ func decide(t *testing.T, m *boards.QEMUMachine, file string, givesUp bool, nois
 		t.Errorf("kernel arguments = %q, want %q", got[1], want)
 	}
 	return slot, vm.Console()
+}
+
+func powerOn(ctx context.Context, t *testing.T, m *boards.QEMUMachine, file string) *qemu.VM {
+	t.Helper()
+	vm, err := qemu.New(ctx, qemu.Config{Dir: t.TempDir(), Machine: m, RawDisk: file, Memory: 512})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(vm.Cut)
+	return vm
 }
 
 // byGo is what package slots makes of the same disk: the slot that boots and both copies afterwards.

@@ -1,0 +1,53 @@
+//go:build full
+
+package qemu_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"skerry.internal/skerry/agent/slots"
+	"skerry.internal/skerry/boards"
+	"skerry.internal/skerry/qemu"
+)
+
+// TestBootScriptPauses has U-Boot refuse the only slot, for its kernel and for its
+// initramfs: it tries again and again, each pause twice as long as the last, says so each time,
+// and begins anew with a reset. Whole slots, in TestBootScript, are the twin.
+func TestBootScriptPauses(t *testing.T) {
+	b := board(t, "rpi4")
+	m := machine(t, b, "virt")
+	qemu.Require(t, m)
+	for _, name := range []string{"Image.gz", "initrd.img"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it waits, most of the time
+			d := newTestDisk(t, b, slots.New(slots.A))
+			d.b = nil
+			damage(slotA, name, flip)(&d)
+			file := tempFile(t, "disk.img")
+			d.write(t, file, boards.ImageSize)
+			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+			defer cancel()
+			vm := powerOn(ctx, t, m, file)
+			var said time.Time
+			for pause := 5; pause <= 160; pause *= 2 {
+				if _, err := vm.Expect(ctx, fmt.Sprintf(`no bootable slot: .* next attempt in %d s`, pause)); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(said); pause > 5 && took < time.Duration(pause/2)*time.Second {
+					t.Errorf("the pause before the one of %d s took %v; want half of that", pause, took)
+				}
+				said = time.Now()
+			}
+			if _, err := vm.Expect(ctx, `no bootable slot: .* next attempt in 5 s`); err != nil {
+				t.Fatalf("after the last pause: %v", err)
+			}
+			if n := bytes.Count([]byte(vm.Console()), []byte("U-Boot 20")); n != 2 {
+				t.Errorf("U-Boot has started %d times; want twice:\n%s", n, vm.Console())
+			}
+		})
+	}
+}
