@@ -3,9 +3,9 @@
 package qemu_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,14 +38,14 @@ func TestBootScriptPauses(t *testing.T) {
 					t.Fatal(err)
 				}
 				if took := time.Since(said); pause > 5 && took < time.Duration(pause/2)*time.Second {
-					t.Errorf("the pause before the one of %d s took %v; want half of that", pause, took)
+					t.Errorf("the pause before the one of %[1]d s took %[2]v; want it half as long", pause, took)
 				}
 				said = time.Now()
 			}
 			if _, err := vm.Expect(ctx, `no bootable slot: .* next attempt in 5 s`); err != nil {
 				t.Fatalf("after the last pause: %v", err)
 			}
-			if n := bytes.Count([]byte(vm.Console()), []byte("U-Boot 20")); n != 2 {
+			if n := strings.Count(vm.Console(), "U-Boot 20"); n != 2 {
 				t.Errorf("U-Boot has started %d times; want twice:\n%s", n, vm.Console())
 			}
 		})

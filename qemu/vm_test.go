@@ -249,6 +249,18 @@ func TestForwardsAndStats(t *testing.T) {
 	}
 }
 
+// TestTapForwardsNothing: ports of the host lead through QEMU's own network only.
+// That a machine boots with a tap alone is TestAddress, in qemu/e2e.
+func TestTapForwardsNothing(t *testing.T) {
+	vm := newVM(t, func(cfg *qemu.Config, d *testDisk) {
+		prompt(cfg, d)
+		cfg.Tap, cfg.Forwards = "tap0", map[int]int{6443: 0}
+	})
+	if err := vm.Start(bounded(t)); err == nil || !strings.Contains(err.Error(), "forward ports") {
+		t.Errorf("Start() with a tap and Forwards = %v; want it refused", err)
+	}
+}
+
 // TestAttach: a detached machine is found again by its folder, and started again as it was.
 func TestAttach(t *testing.T) {
 	vm := newVM(t, func(cfg *qemu.Config, d *testDisk) {

@@ -24,10 +24,7 @@ import (
 func TestBadDisk(t *testing.T) {
 	n := startNode(t, withStatus, func(c *qemu.Config) { c.Faults = true })
 	o := n.operator()
-	if out, err := n.try(n.podOne(), "apply", "-f", "-"); err != nil {
-		t.Fatalf("apply: %v\n%s", err, out)
-	}
-	n.k("wait", "--for=condition=Ready", "pod/one", "--timeout=240s")
+	n.startOne()
 	n.ops()
 	client := n.client()
 	var acked []string
@@ -202,6 +199,14 @@ func (n *node) goesOn() {
 func (n *node) podOne() string {
 	return fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"one"},"spec":{"terminationGracePeriodSeconds":0,
 		"containers":[{"name":"main","image":%q,"args":["sleep","1000000"]}]}}`, n.image)
+}
+
+func (n *node) startOne() {
+	n.t.Helper()
+	if out, err := n.try(n.podOne(), "apply", "-f", "-"); err != nil {
+		n.t.Fatalf("apply: %v\n%s", err, out)
+	}
+	n.k("wait", "--for=condition=Ready", "pod/one", "--timeout=240s")
 }
 
 // container tells one container of a pod from the next.

@@ -18,10 +18,7 @@ import (
 func TestDiskHeals(t *testing.T) {
 	n := startNode(t, withStatus, func(c *qemu.Config) { c.Faults = true })
 	o := n.operator()
-	if out, err := n.try(n.podOne(), "apply", "-f", "-"); err != nil {
-		t.Fatalf("apply: %v\n%s", err, out)
-	}
-	n.k("wait", "--for=condition=Ready", "pod/one", "--timeout=240s")
+	n.startOne()
 	n.k("create", "configmap", "acknowledged")
 	if got := o.wrongWith("STATE"); got != "" {
 		t.Errorf("the status of a node whose disk is well says of STATE %q", got)
