@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -13,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"skerry.internal/skerry/agent/api"
 	"skerry.internal/skerry/agent/boot"
 	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/boards"
@@ -33,6 +36,7 @@ func TestStatus(t *testing.T) {
 	o := n.operator()
 	n.ops()
 	o.look()
+	o.facts()
 	// The rest of the file holds: it gives the node its name and the registry's password.
 	if got := o.wrongWith(config.FileName); !strings.Contains(got, `skerry.yaml:1: unknown key "hostnam"`) {
 		t.Errorf("the status says of %s %q; want the unknown key of its first line", config.FileName, got)
@@ -80,6 +84,46 @@ func TestStatus(t *testing.T) {
 	out, err := exec.Command("cmp", fmt.Sprintf("--ignore-initial=%d", boards.SlotAStart), fmt.Sprintf("--bytes=%d", boards.StateStart-boards.SlotAStart), raw, bootImage(t)).CombinedOutput()
 	if err != nil {
 		t.Errorf("the slots after a factory reset: %v: %s", err, out)
+	}
+}
+
+// facts holds what the status says of the image, the machine and the clock against
+// what the builder says of the image, what QEMU was given, and this host's clock.
+func (o *operator) facts() {
+	o.t.Helper()
+	data, err := os.ReadFile(strings.TrimSuffix(bootImage(o.t), ".img") + ".json")
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	var made struct{ Version, Kernel, Arch string }
+	if err := json.Unmarshal(data, &made); err != nil {
+		o.t.Fatal(err)
+	}
+	st := o.status()
+	if want := (api.Version{Skerry: made.Version, Kernel: made.Kernel, Arch: made.Arch}); st.Version != want {
+		o.t.Errorf("version = %+v; want %+v", st.Version, want)
+	}
+	if st.Slots[0] != (api.Slot{Name: "a", Status: "ok", Good: true, Version: made.Version}) || st.Slots[1] != (api.Slot{Name: "b", Status: "empty"}) {
+		o.t.Errorf("slots = %+v; want a as it was made, and b empty", st.Slots)
+	}
+	if st.Node.Board != "virt" || st.Node.Role != "server" || len(st.Node.MachineID) != 32 {
+		o.t.Errorf("node = %+v; want a server on virt with a machine ID", st.Node)
+	}
+	const whole = 2 << 30 // of the machine; the kernel keeps some
+	if m := st.Memory; m.Total > whole || m.Total < whole*9/10 || m.Available <= 0 || m.Available >= m.Total || m.SwapTotal != 0 {
+		o.t.Errorf("memory = %+v; want nearly 2 GiB, some of it free, and no swap", m)
+	}
+	if s := st.State; s.Free <= 0 || s.Free >= s.Size || s.InodesFree <= 0 || s.InodesFree >= s.Inodes || s.ReadOnly {
+		o.t.Errorf("STATE = %+v; want it in use, and room on it", s)
+	}
+	if st.Clock.Source == "" || time.Since(st.Time).Abs() > time.Minute || st.Uptime <= 0 {
+		o.t.Errorf("time = %v by %+v, %v after power-on; want about %v", st.Time, st.Clock, st.Uptime, time.Now())
+	}
+	if i := st.Network.Interfaces; len(i) != 1 || i[0].Name != "eth0" || !i[0].Plugged || len(i[0].Addresses) == 0 {
+		o.t.Errorf("interfaces = %+v; want eth0, plugged in, with an address", i)
+	}
+	if m := st.Mistakes; len(m) != 1 || m[0].Line != 1 || !strings.Contains(m[0].Text, "hostnam") {
+		o.t.Errorf("mistakes = %+v; want the one of line 1", m)
 	}
 }
 
