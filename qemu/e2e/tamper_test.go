@@ -187,7 +187,7 @@ func TestTamper(t *testing.T) {
 	initrd := bootFile(t, slot, func(m *slots.Manifest) slots.BootFile { return m.Initrd })
 	super := boards.SlotBootSize
 	program := packedWith(t, slot, "path\tskerry.internal/skerry/agent/cmd/init\n")
-	archive := packedWith(t, slot, `"RepoTags":["skerry.internal/pause:1"]`)
+	tool := packedWith(t, slot, "Usage: %s [-c|-l filename] [-b block-size]") // of mkfs.ext4
 	for _, tt := range []struct {
 		name  string
 		at    []int
@@ -195,7 +195,7 @@ func TestTamper(t *testing.T) {
 		says  []string // on the console, in this order
 		never []string // before the last of them
 	}{
-		{"whole", []int{kernel, initrd, super, program, archive}, 0, []string{`skerry: images ready`},
+		{"whole", []int{kernel, initrd, super, program, tool}, 0, []string{`skerry: STATE formatted`, `skerry: unit containerd ready`},
 			[]string{"refused", "corrupted", "mismatch", "nput/output error"}},
 		{"kernel", []int{kernel}, 0x10, []string{`skerry: slot a: kernel CRC mismatch in Image\.gz: got [0-9a-f]+, want [0-9a-f]+, refused`, noSlot},
 			[]string{"slot a: starting", "slot b:", "Linux version"}},
@@ -205,9 +205,9 @@ func TestTamper(t *testing.T) {
 			[]string{"mount root done", "containerd"}},
 		{"root block that is read at boot", []int{program}, 0x10, []string{block(program), `skerry: error: slot a: root file system refused: .*input/output error`, `the boot has stopped at "check init"`},
 			[]string{"check init done", "containerd"}},
-		// The only reader is skerryd, after the control plane has come up.
-		{"root block that is read later", []int{archive}, 0x10, []string{`unit containerd ready`, `skerry: registries ready`, block(archive), `skerry: error: import images: .*"/usr/share/skerry/images/pause\.tar": .*input/output error`},
-			[]string{"images ready", "refused"}},
+		// The only reader is init, once the root is mounted and it runs from there.
+		{"root block that is read later", []int{tool}, 0x10, []string{`check init done`, block(tool), `skerry: error: .*mkfs\.ext4.*input/output error`},
+			[]string{"STATE formatted", "refused"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			vm := newMachine(t, "rpi4", "virt", image, bundle)
