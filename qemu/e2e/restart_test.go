@@ -4,10 +4,8 @@ package e2e
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -19,6 +17,7 @@ import (
 	"skerry.internal/skerry/agent/boot"
 	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/boards"
+	"skerry.internal/skerry/imagebuild/image"
 	"skerry.internal/skerry/qemu"
 )
 
@@ -36,7 +35,7 @@ func TestStatus(t *testing.T) {
 	o := n.operator()
 	n.ops()
 	o.look()
-	o.facts()
+	o.facts(description(t, bootImage(t)))
 	// The rest of the file holds: it gives the node its name and the registry's password.
 	if got := o.wrongWith(config.FileName); !strings.Contains(got, `skerry.yaml:1: unknown key "hostnam"`) {
 		t.Errorf("the status says of %s %q; want the unknown key of its first line", config.FileName, got)
@@ -89,16 +88,8 @@ func TestStatus(t *testing.T) {
 
 // facts holds what the status says of the image, the machine and the clock against
 // what the builder says of the image, what QEMU was given, and this host's clock.
-func (o *operator) facts() {
+func (o *operator) facts(made image.Description) {
 	o.t.Helper()
-	data, err := os.ReadFile(strings.TrimSuffix(bootImage(o.t), ".img") + ".json")
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	var made struct{ Version, Kernel, Arch string }
-	if err := json.Unmarshal(data, &made); err != nil {
-		o.t.Fatal(err)
-	}
 	st := o.status()
 	if want := (api.Version{Skerry: made.Version, Kernel: made.Kernel, Arch: made.Arch}); st.Version != want {
 		o.t.Errorf("version = %+v; want %+v", st.Version, want)

@@ -171,7 +171,10 @@ func packedWith(t *testing.T, slot []byte, text string) int {
 	return found
 }
 
-const verityBlock = 4096
+const (
+	verityBlock = 4096
+	lateBlock   = "root block that skerryd reads"
+)
 
 // Each case flips one bit of the image, in a throw-away overlay. Whole is the
 // same machine with the same bytes written, none of them changed.
@@ -188,6 +191,7 @@ func TestTamper(t *testing.T) {
 	super := boards.SlotBootSize
 	program := packedWith(t, slot, "path\tskerry.internal/skerry/agent/cmd/init\n")
 	tool := packedWith(t, slot, "Usage: %s [-c|-l filename] [-b block-size]") // of mkfs.ext4
+	archive := packedWith(t, slot, `"RepoTags":["skerry.internal/pause:1"]`)
 	for _, tt := range []struct {
 		name  string
 		at    []int
@@ -195,7 +199,7 @@ func TestTamper(t *testing.T) {
 		says  []string // on the console, in this order
 		never []string // before the last of them
 	}{
-		{"whole", []int{kernel, initrd, super, program, tool}, 0, []string{`skerry: STATE formatted`, `skerry: unit containerd ready`},
+		{"whole", []int{kernel, initrd, super, program, tool, archive}, 0, []string{`skerry: STATE formatted`, `skerry: unit containerd ready`},
 			[]string{"refused", "corrupted", "mismatch", "nput/output error"}},
 		{"kernel", []int{kernel}, 0x10, []string{`skerry: slot a: kernel CRC mismatch in Image\.gz: got [0-9a-f]+, want [0-9a-f]+, refused`, noSlot},
 			[]string{"slot a: starting", "slot b:", "Linux version"}},
@@ -208,7 +212,13 @@ func TestTamper(t *testing.T) {
 		// The only reader is init, once the root is mounted and it runs from there.
 		{"root block that is read later", []int{tool}, 0x10, []string{`check init done`, block(tool), `skerry: error: .*mkfs\.ext4.*input/output error`},
 			[]string{"STATE formatted", "refused"}},
+		// The only reader is skerryd, after the control plane has come up.
+		{lateBlock, []int{archive}, 0x10, []string{`unit containerd ready`, `skerry: registries ready`, block(archive), `skerry: error: import images: .*"/usr/share/skerry/images/pause\.tar": .*input/output error`},
+			[]string{"images ready", "refused"}},
 	} {
+		if tt.name == lateBlock && !testAll() {
+			continue // it is a boot to the control plane
+		}
 		t.Run(tt.name, func(t *testing.T) {
 			vm := newMachine(t, "rpi4", "virt", image, bundle)
 			for _, at := range tt.at {
