@@ -66,6 +66,7 @@ func TestFaults(t *testing.T) {
 		n.run("rabbit", "while :; do busybox sleep 100000 & done", "")
 		n.eventually("the pod can't fork any more", func() error { return n.says("rabbit", "can't fork") })
 		n.answers()
+		n.serves()
 		n.run("neighbour", "true", "")
 		n.k("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/neighbour", "--timeout=120s")
 		n.k("delete", "pod", "rabbit", "neighbour", "--force", "--grace-period=0")
@@ -96,6 +97,7 @@ func TestFaults(t *testing.T) {
 			return nil
 		})
 		n.answers()
+		n.serves()
 		n.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=180s")
 		n.k("delete", "pods", "-l", "app=harm", "--force", "--grace-period=0")
 	})
@@ -138,6 +140,17 @@ func TestFaults(t *testing.T) {
 		n.answers()
 		n.expect(`skerry: error: unit containerd: its process containerd-shim\S* \(\d+\) was stopped; it goes on`, 3*time.Minute)
 		n.k("delete", "pod", "victim", "--timeout=120s")
+	})
+}
+
+// serves wants the pods that do no harm to answer meanwhile, by their service's name.
+func (n *operator) serves() {
+	n.t.Helper()
+	n.eventually("the service answers meanwhile", func() error {
+		if out, err := n.on("busybox wget -T 10 -qO- http://web.default.svc.cluster.local/both"); err != nil || out != "greengranite" {
+			return fmt.Errorf("it says %q, %w; want greengranite", out, err)
+		}
+		return nil
 	})
 }
 
@@ -231,6 +244,7 @@ func (n *operator) evicted(pod string) {
 	n.t.Helper()
 	n.k("wait", "--for=condition=DiskPressure", "node/barn-1", "--timeout=600s")
 	n.answers()
+	n.serves()
 	n.k("wait", "--for=jsonpath={.status.reason}=Evicted", "pod/"+pod, "--timeout=600s")
 	n.k("delete", "pod", pod)
 	n.k("wait", "--for=condition=DiskPressure=false", "node/barn-1", "--timeout=480s")
