@@ -195,6 +195,7 @@ func TestRefused(t *testing.T) {
 		{"too large", func(code string) []byte { return append(request(t, code, good), bytes.Repeat([]byte(" "), 2<<20)...) }, http.StatusRequestEntityTooLarge, "larger"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCard(t)
 			fingerprint, code := c.screen()
 			status, text := c.post(tt.body(code))
@@ -223,6 +224,7 @@ func TestWrongFingerprint(t *testing.T) {
 }
 
 func TestFiveTries(t *testing.T) {
+	t.Parallel()
 	c := newCard(t, func(cfg *claim.Config) { cfg.FirstPause = 100 * time.Millisecond })
 	fingerprint, code := c.screen()
 	good := bundle(t, "home", time.Now())

@@ -279,6 +279,7 @@ func TestWanted(t *testing.T) {
 func TestWedged(t *testing.T) {
 	for _, which := range []string{"display", "serial line"} {
 		t.Run(which, func(t *testing.T) {
+			t.Parallel()
 			wedged, other := newPTY(t), newPTY(t)
 			wedged.wedge()
 			other.collect()

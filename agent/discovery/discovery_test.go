@@ -89,6 +89,7 @@ func at(name string, address string) func(map[string]discover.Node) bool {
 func TestOneName(t *testing.T) {
 	for _, together := range []bool{false, true} {
 		t.Run(fmt.Sprintf("together=%v", together), func(t *testing.T) {
+			t.Parallel()
 			lan := lantest.New(t)
 			a, b, laptop := lan.Host("a", "10.9.0.1/24"), lan.Host("b", "10.9.0.2/24"), lan.Host("laptop", "10.9.0.9/24")
 			first := announce(t, a, "barn", "aa")
@@ -127,6 +128,7 @@ func TestOneName(t *testing.T) {
 
 // The twin: two names, no problem.
 func TestTwoNames(t *testing.T) {
+	t.Parallel()
 	lan := lantest.New(t)
 	laptop := lan.Host("laptop", "10.9.0.9/24")
 	a, b := announce(t, lan.Host("a", "10.9.0.1/24"), "barn", "aa"), announce(t, lan.Host("b", "10.9.0.2/24"), "mast", "bb")
@@ -140,6 +142,7 @@ func TestTwoNames(t *testing.T) {
 
 // What a node says follows its addresses, its cable and its cluster.
 func TestChanges(t *testing.T) {
+	t.Parallel()
 	lan := lantest.New(t)
 	h, laptop := lan.Host("a", "10.9.0.1/24"), lan.Host("laptop", "10.9.0.9/24")
 	n := announce(t, h, "barn", "aa")
@@ -164,6 +167,7 @@ func TestChanges(t *testing.T) {
 
 // A laptop with a cable to the node and no DHCP: IPv6 has addresses of its own.
 func TestNoAddresses(t *testing.T) {
+	t.Parallel()
 	lan := lantest.New(t)
 	announce(t, lan.Host("a"), "barn", "aa")
 	got := seen(t, lan.Host("laptop"), "without DHCP", has("barn"))["barn"]
@@ -174,6 +178,7 @@ func TestNoAddresses(t *testing.T) {
 
 // Two cables into one network: the node must not take itself for another.
 func TestTwoCables(t *testing.T) {
+	t.Parallel()
 	lan := lantest.New(t)
 	h, laptop := lan.Host("a", "10.9.0.1/24"), lan.Host("laptop", "10.9.0.9/24")
 	lan.Cable(h, "a2", "eth1", "10.9.0.2/24")

@@ -215,6 +215,7 @@ func TestExtendStart(t *testing.T) {
 }
 
 func TestWatchdog(t *testing.T) {
+	t.Parallel()
 	// It sends nothing: hung from the first moment.
 	_, c, _ := start(t, Unit{Watchdog: 50 * time.Millisecond}, "ready")
 	c.await(t, "no sign of life", 1)
@@ -434,6 +435,7 @@ func TestLogRotation(t *testing.T) {
 // A program without a watchdog of its own is asked; when it does not answer any
 // more it is started again.
 func TestProbe(t *testing.T) {
+	t.Parallel()
 	var dead atomic.Bool
 	asked := make(chan struct{}, 100)
 	u := Unit{Watchdog: 2 * time.Second, AbortTimeout: 100 * time.Millisecond, Probe: func(context.Context) error {

@@ -212,6 +212,7 @@ func (s *server) want(pattern, stdin string, args ...string) {
 }
 
 func TestControlPlane(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.start()
 

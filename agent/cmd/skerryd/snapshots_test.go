@@ -151,6 +151,7 @@ func TestDamagedDatabase(t *testing.T) {
 // to type, and what was typed brings the objects back, from a snapshot and from a
 // file, through what init serves.
 func TestRestoredControlPlane(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.start()
 	server := &snapshots.Server{Dir: filepath.Join(s.dir, snapshotDir), Database: filepath.Join(s.dir, databaseDir), Socket: filepath.Join(s.run, snapshotSocket), Printf: t.Logf,
