@@ -124,7 +124,7 @@ func TestDamagedDatabase(t *testing.T) {
 	}
 
 	damaged := regexp.MustCompile(`error: the database is damaged: .*type: skerry cluster restore barn-1 --snapshot (\S+)\s`) // whole: a console comes in pieces
-	n.again(func() { // the middle third
+	n.again(func() {                                                                                                          // the middle third
 		blocks := n.blocks("/lib/skerry/db/state.db")
 		n.spoil(blocks[len(blocks)/3 : 2*len(blocks)/3])
 	})
