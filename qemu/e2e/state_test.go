@@ -123,8 +123,9 @@ func TestDamagedDatabase(t *testing.T) {
 		t.Errorf("a power cut alone: the console says\n%s", console[max(0, len(console)-2000):])
 	}
 
-	damaged := regexp.MustCompile(`error: the database is damaged: .*type: skerry cluster restore barn-1 --snapshot (\S+)\s`) // whole: a console comes in pieces
-	n.again(func() {                                                                                                          // the middle third
+	// To the end of the name: a console comes in pieces.
+	damaged := regexp.MustCompile(`error: the database is damaged: .*type: skerry cluster restore barn-1 --snapshot (\S+)\s`)
+	n.again(func() { // the middle third
 		blocks := n.blocks("/lib/skerry/db/state.db")
 		n.spoil(blocks[len(blocks)/3 : 2*len(blocks)/3])
 	})
