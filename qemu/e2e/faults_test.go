@@ -148,7 +148,7 @@ func (n *operator) serves() {
 	n.t.Helper()
 	n.eventually("the service answers meanwhile", func() error {
 		if out, err := n.on("busybox wget -T 10 -qO- http://web.default.svc.cluster.local/both"); err != nil || out != "greengranite" {
-			return fmt.Errorf("it says %q, %w; want greengranite", out, err)
+			return fmt.Errorf("it says %q, %v; want greengranite", out, err)
 		}
 		return nil
 	})

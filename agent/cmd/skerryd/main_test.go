@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -105,10 +106,15 @@ func newServer(t *testing.T) *server {
 	return s
 }
 
+// building keeps tests that run beside each other from writing the same file.
+var building sync.Mutex
+
 // buildKubectl builds the upstream kubectl of the same version, from the
 // module cache, into the build directory.
 func buildKubectl(t *testing.T) string {
 	t.Helper()
+	building.Lock()
+	defer building.Unlock()
 	path, err := filepath.Abs("../../../build/kubectl")
 	if err != nil {
 		t.Fatal(err)
