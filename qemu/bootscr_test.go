@@ -105,7 +105,7 @@ func TestBootScript(t *testing.T) {
 			file := tempFile(t, "disk.img")
 			d.write(t, file, boards.ImageSize)
 			before := d.state
-			booted, console := decide(t, m, file, c.boots == "", "")
+			booted, console := decide(t, m, file)
 			if booted != c.boots {
 				t.Errorf("U-Boot boots %q, want %q\n%s", booted, c.boots, console)
 			}
@@ -150,7 +150,7 @@ func TestBootScriptTwin(t *testing.T) {
 		d.firmware = spoil("if ${devtype} write ${sk_at} ${sk_next} 1; then", "if true; then")
 		file := tempFile(t, "disk.img")
 		d.write(t, file, boards.ImageSize)
-		decide(t, m, file, false, "")
+		decide(t, m, file)
 		if _, want := byGo(d.state, nil); states(t, file) == want {
 			t.Error("a boot script that doesn't write leaves the same state as one that does")
 		}
@@ -161,7 +161,7 @@ func TestBootScriptTwin(t *testing.T) {
 		damage(slotA, "initrd.img", flip)(&d)
 		file := tempFile(t, "disk.img")
 		d.write(t, file, boards.ImageSize)
-		if booted, _ := decide(t, m, file, false, ""); booted != slots.A {
+		if booted, _ := decide(t, m, file); booted != slots.A {
 			t.Errorf("a boot script that doesn't compare boots %q, want the damaged a", booted)
 		}
 	})
@@ -178,16 +178,11 @@ func newTestDisk(t *testing.T, b *boards.Board, s slots.State) testDisk {
 }
 
 // decide runs U-Boot until it starts a kernel or gives up.
-func decide(t *testing.T, m *boards.QEMUMachine, file string, givesUp bool, noise string) (slots.Slot, string) {
+func decide(t *testing.T, m *boards.QEMUMachine, file string) (slots.Slot, string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
 	vm := powerOn(ctx, t, m, file)
-	if noise != "" {
-		if err := vm.Send(noise); err != nil {
-			t.Fatal(err)
-		}
-	}
 	got, err := vm.Expect(ctx, `stub: (.*) :stub|no bootable slot: .* next attempt in \d+ s`)
 	if err != nil {
 		t.Fatal(err)

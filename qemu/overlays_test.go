@@ -120,7 +120,7 @@ func TestOverlaysLeftOut(t *testing.T) {
 			tt.change(&d)
 			file := tempFile(t, "disk.img")
 			d.write(t, file, boards.ImageSize)
-			booted, console := decide(t, m, file, false, "")
+			booted, console := decide(t, m, file)
 			if booted != slots.A {
 				t.Errorf("U-Boot boots %q, want a\n%s", booted, console)
 			}

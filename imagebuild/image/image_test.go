@@ -91,7 +91,7 @@ func built(t *testing.T) smallImages {
 					return
 				}
 			}
-			o.standIns = standIns(t, dir, "skerryd", "containerd", "containerd-shim-runc-v2", "bridge", "loopback", "host-local", "portmap")
+			o.standIns = standIns(t, dir, "skerryd", "containerd", "containerd-shim-runc-v2", "bridge", "host-local", "portmap")
 			b, err := New(o)
 			if err != nil {
 				smallErr = err

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -132,11 +133,9 @@ func (c *Client) search(ctx context.Context) (addresses []string) {
 	defer cancel()
 	is := func(n discover.Node) bool { return strings.EqualFold(n.Name, c.name) }
 	found, _ := discover.Find(ctx, is) // what the resolver said is reported then
-	for _, n := range found {
+	for _, n := range slices.DeleteFunc(found, func(n discover.Node) bool { return !is(n) }) {
 		for _, a := range n.Addresses {
-			if is(n) {
-				addresses = append(addresses, a.String())
-			}
+			addresses = append(addresses, a.String())
 		}
 	}
 	return addresses

@@ -48,7 +48,6 @@ var Programs = []Program{
 		Tags: []string{"nethttpomithttp2"}, Small: true}, // its status API speaks HTTP/1.1
 	{Name: "pause", Import: "skerry.internal/skerry/imagebuild/cmd/pause"}, // goes into a container image
 	{Name: "bridge", Import: "github.com/containernetworking/plugins/plugins/main/bridge", Dest: cni},
-	{Name: "loopback", Import: "github.com/containernetworking/plugins/plugins/main/loopback", Dest: cni},
 	{Name: "host-local", Import: "github.com/containernetworking/plugins/plugins/ipam/host-local", Dest: cni},
 	{Name: "portmap", Import: "github.com/containernetworking/plugins/plugins/meta/portmap", Dest: cni},
 	{Name: "containerd", Import: "github.com/containerd/containerd/v2/cmd/containerd", Dest: "usr/bin", Tags: containerdTags,

@@ -42,7 +42,7 @@ func TestVersions(t *testing.T) {
 }
 
 func TestPrograms(t *testing.T) {
-	for _, name := range []string{"init", "skerryd", "containerd", "containerd-shim-runc-v2", "bridge", "host-local", "loopback", "portmap", "pause"} {
+	for _, name := range []string{"init", "skerryd", "containerd", "containerd-shim-runc-v2", "bridge", "host-local", "portmap", "pause"} {
 		if !slices.ContainsFunc(Programs, func(p Program) bool { return p.Name == name }) {
 			t.Errorf("%s is not among the programs", name)
 		}

@@ -152,6 +152,7 @@ func (n *node) units() []unit.Unit {
 		}},
 		once("pod network", func(ctx context.Context) error {
 			// With an address of before a change, kube-proxy would end the process as soon as it reads the new one.
+			n.supervisor.Send("STATUS=waiting for the Node object to have the address " + n.NodeIP.String())
 			node, err := kubelet.WaitNode(ctx, n.kubeconfig("kubelet"), n.name, func(node *corev1.Node) bool {
 				return node.Spec.PodCIDR != "" && slices.Contains(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: n.NodeIP.String()})
 			})
