@@ -42,7 +42,7 @@ func TestTables(t *testing.T) {
 			"find slot", "open slot", "mount root", "check init", "count boot", "switch root"}},
 		{"Root", Root, []string{"mount file systems", "take over watchdog?", "load modules?", "start watchdog?", "start console?", "set kernel parameters?", "start swap?",
 			"set clock to build time?", "bring up loopback?", "mount STATE", "make state folders", "watch STATE?", "restore random seed?", "restore machine id?",
-			"read FIRMWARE?", "set watchdog?", "restore clock?", "set hostname?", "start network?", "announce node?", "start clock?", "start status API?", "watch power key?",
+			"read FIRMWARE?", "set watchdog?", "reserve memory?", "restore clock?", "set hostname?", "start network?", "announce node?", "start clock?", "start status API?", "watch power key?",
 			"start containerd?", "note slot", "wait for network?", "wait for claim?", "start skerryd?"}},
 		{"onClaim", onClaim, []string{"start status API?", "start skerryd?"}},
 		{"Shutdown", Shutdown, []string{"stop units?", "end processes?", "save clock and random seed?", "unmount STATE?", "flush disks?"}},

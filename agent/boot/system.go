@@ -112,6 +112,7 @@ var Root = []Step{
 	{Name: "restore machine id", Optional: true, Run: restoreMachineID},
 	{Name: "read FIRMWARE", Optional: true, Run: readFirmware},
 	{Name: "set watchdog", Optional: true, Run: setWatchdog},
+	{Name: "reserve memory", Optional: true, Run: reserveMemory},
 	{Name: "restore clock", Optional: true, Run: restoreClock},
 	{Name: "set hostname", Optional: true, Run: setHostname},
 	{Name: "start network", Optional: true, Run: startNetwork},

@@ -197,6 +197,16 @@ type Reserved struct {
 	Storage Bytes `yaml:"storage"`
 }
 
+// MemoryOf is the memory in bytes that pods can't have, of a node with total: what
+// skerry.yaml says, within reason, or what an idle node was measured to need
+// (docs/measurements.md) where there is room for that.
+func (r Reserved) MemoryOf(total int64) int64 {
+	if r.Memory > 0 {
+		return min(int64(r.Memory), total/5*4)
+	}
+	return min(400<<20, total/5*2)
+}
+
 // Hostname is an RFC 1123 label.
 type Hostname string
 

@@ -361,3 +361,21 @@ The keys, made from ` + "`agent/config/config.go`" + `; ` + "`[]`" + ` marks a l
 | key | |
 |---|---|
 `
+
+func TestReservedMemory(t *testing.T) {
+	const mi = 1 << 20
+	for _, tt := range []struct {
+		configured Bytes
+		total      int64
+		want       int64
+	}{
+		{0, 4096 * mi, 400 * mi},
+		{0, 500 * mi, 200 * mi},
+		{256 * mi, 4096 * mi, 256 * mi},
+		{4096 * mi, 1000 * mi, 800 * mi}, // a kubelet that is to keep all does not start
+	} {
+		if got := (Reserved{Memory: tt.configured}).MemoryOf(tt.total); got != tt.want {
+			t.Errorf("MemoryOf(%[2]d) of %[1]d = %[3]d; want %[4]d", tt.configured, tt.total, got, tt.want)
+		}
+	}
+}

@@ -93,13 +93,3 @@ func describe(n *corev1.Node, labels map[string]string, taints []config.Taint) b
 	n.Annotations[configured] = string(text)
 	return !maps.Equal(before.Labels, n.Labels) || !maps.Equal(before.Annotations, n.Annotations) || !slices.EqualFunc(before.Spec.Taints, kept, func(a, b corev1.Taint) bool { return a.MatchTaint(&b) && a.Value == b.Value })
 }
-
-// Reserve is the memory in bytes that pods can't have, of a node with total: what
-// skerry.yaml says, within reason, or what an idle node was measured to need
-// (docs/measurements.md) where there is room for that.
-func Reserve(configured config.Bytes, total int64) int64 {
-	if configured > 0 {
-		return min(int64(configured), total/5*4)
-	}
-	return min(400<<20, total/5*2)
-}

@@ -52,21 +52,3 @@ func TestDescribe(t *testing.T) {
 		t.Error("a broken annotation costs a label")
 	}
 }
-
-func TestReserve(t *testing.T) {
-	const mi = 1 << 20
-	for _, tt := range []struct {
-		configured config.Bytes
-		total      int64
-		want       int64
-	}{
-		{0, 4096 * mi, 400 * mi},
-		{0, 500 * mi, 200 * mi},
-		{256 * mi, 4096 * mi, 256 * mi},
-		{4096 * mi, 1000 * mi, 800 * mi}, // kubelet would refuse to start
-	} {
-		if got := Reserve(tt.configured, tt.total); got != tt.want {
-			t.Errorf("Reserve(%d, %d) = %d; want %d", tt.configured, tt.total, got, tt.want)
-		}
-	}
-}

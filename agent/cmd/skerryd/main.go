@@ -146,7 +146,7 @@ func (n *node) units() []unit.Unit {
 				Kubeconfig: n.kubeconfig("kubelet"), CAFile: n.caFile,
 				CertFile: n.path("pki", "kubelet-server.crt"), KeyFile: n.path("pki", "kubelet-server.key"),
 				ClusterDNS: localDNS.String(), ResolvConf: resolvConf, Containerd: containerdSocket,
-				Reserved:    kubelet.Reserve(n.config.Reserved.Memory, totalMemory()),
+				Reserved:    n.config.Reserved.MemoryOf(totalMemory()),
 				ReservedCPU: int(n.config.Reserved.CPU), ReservedStorage: int64(n.config.Reserved.Storage),
 			}, ready)
 		}},
