@@ -186,8 +186,8 @@ func (r *Registry) validate() error {
 
 // Reserved is kept from pods.
 type Reserved struct {
-	// Memory for the system and skerryd, like 400Mi. Without it: 400Mi, at most
-	// 40 percent of what there is.
+	// Memory for the system and skerryd, like 700Mi, which no pod can take from them. Without it: 600Mi, at
+	// most 40 percent of what there is.
 	Memory Bytes `yaml:"memory"`
 	// Processor time for the system and skerryd that pods can't ask for, in thousandths of a
 	// processor, like 200m. Without it: none; they come first when it is short.
@@ -198,13 +198,13 @@ type Reserved struct {
 }
 
 // MemoryOf is the memory in bytes that pods can't have, of a node with total: what
-// skerry.yaml says, within reason, or what an idle node was measured to need
-// (docs/measurements.md) where there is room for that.
+// skerry.yaml says, within reason, or what a busy node was measured to need, the pages
+// of its programs included (docs/decisions/0016-little-memory.md), where there is room for that.
 func (r Reserved) MemoryOf(total int64) int64 {
 	if r.Memory > 0 {
 		return min(int64(r.Memory), total/5*4)
 	}
-	return min(400<<20, total/5*2)
+	return min(600<<20, total/5*2)
 }
 
 // Hostname is an RFC 1123 label.

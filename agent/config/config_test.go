@@ -369,7 +369,7 @@ func TestReservedMemory(t *testing.T) {
 		total      int64
 		want       int64
 	}{
-		{0, 4096 * mi, 400 * mi},
+		{0, 4096 * mi, 600 * mi},
 		{0, 500 * mi, 200 * mi},
 		{256 * mi, 4096 * mi, 256 * mi},
 		{4096 * mi, 1000 * mi, 800 * mi}, // a kubelet that is to keep all does not start

@@ -103,7 +103,7 @@ func startNode(t testing.TB, change ...func(*qemu.Config)) *node {
 		t.Fatal(err)
 	}
 	config := fmt.Appendf(nil, "hostname: barn-1\nregistries:\n- host: %s\n  mirrors: [\"http://%s\"]\n  username: barn-1\n  password: \"%s\"\n"+
-		"labels: {example.test/site: north-barn}\ntaints: [example.test/dark=yes:PreferNoSchedule]\nreserved: {memory: 300Mi}\n", host, host, pullPassword)
+		"labels: {example.test/site: north-barn}\ntaints: [example.test/dark=yes:PreferNoSchedule]\n", host, host, pullPassword)
 	cfg := qemu.Config{
 		Dir: filepath.Join(n.home, "vm"), Machine: machine, Image: img,
 		DiskSize: 3 << 30, Memory: 2048, SMP: 2, Forwards: map[int]int{6443: 0},

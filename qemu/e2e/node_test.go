@@ -26,7 +26,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"skerry.internal/skerry/agent/config"
 	"skerry.internal/skerry/imagebuild/image"
+	"skerry.internal/skerry/qemu"
 )
 
 func discardLogger() *log.Logger { return log.New(io.Discard, "", 0) }
@@ -38,7 +40,14 @@ func TestNode(t *testing.T) {
 	described := description(t, img)
 	asDescribed(t, img, described)
 	defer asDescribed(t, img, described) // nor has any of this written into the file
-	n := startNode(t, withStatus)
+	n := startNode(t, withStatus, func(c *qemu.Config) {
+		put := c.Firmware
+		c.Firmware = func(files map[string][]byte) error {
+			err := put(files)
+			files[config.FileName] = append(files[config.FileName], "reserved: {memory: 300Mi}\n"...)
+			return err
+		}
+	})
 	step := func(name string, f func(*node)) {
 		if t.Failed() {
 			return
@@ -52,6 +61,7 @@ func TestNode(t *testing.T) {
 		t.Logf("%s: %.0f s", name, time.Since(begin).Seconds())
 	}
 	step("Workloads", (*node).testWorkloads)
+	step("Reserved", (*node).testReserved)
 	step("Tools", (*node).testTools)
 	step("Closed", (*node).testClosed)
 	step("KillSkerryd", func(n *node) { n.testKill("skerryd", "KILL") })
@@ -105,16 +115,23 @@ func (n *node) workload() string {
 	return strings.ReplaceAll(string(data), "IMAGE", n.image)
 }
 
+// testReserved: pods can't have the 300 MiB, nor the 100 that kubelet keeps for the moment in
+// which it evicts, and the kernel keeps the 300 for init's units.
+func (n *node) testReserved() {
+	memory := strings.Fields(n.k("get", "node", "barn-1", "-o", "jsonpath={.status.capacity.memory} {.status.allocatable.memory}"))
+	if capacity, allocatable := resource.MustParse(memory[0]), resource.MustParse(memory[1]); capacity.Value()-allocatable.Value() != 400<<20 {
+		n.t.Errorf("memory that pods can have: %s of %s; want 400 MiB less", memory[1], memory[0])
+	}
+	if got := strings.TrimSpace(n.must("busybox cat /proc/1/root/sys/fs/cgroup/skerry/memory.min")); got != "314572800" {
+		n.t.Errorf("memory kept for the units: %s; want 300 MiB", got)
+	}
+}
+
 func (n *node) testWorkloads() {
 	n.want(`barn-1\s+Ready\s+control-plane\s`, "get", "nodes")
 	// Beside that of a node which is not Ready yet, maybe.
 	n.want(`(?m)^north-barn(.*\n)*.* example\.test/dark=yes:PreferNoSchedule$`, "get", "node", "barn-1", "-o",
 		`go-template={{index .metadata.labels "example.test/site"}}{{range .spec.taints}} {{.key}}={{.value}}:{{.effect}}{{"\n"}}{{end}}`)
-	// 300 MiB are reserved, and kubelet keeps 100 for the moment in which it evicts.
-	memory := strings.Fields(n.k("get", "node", "barn-1", "-o", "jsonpath={.status.capacity.memory} {.status.allocatable.memory}"))
-	if capacity, allocatable := resource.MustParse(memory[0]), resource.MustParse(memory[1]); capacity.Value()-allocatable.Value() != 400<<20 {
-		n.t.Errorf("memory that pods can have: %s of %s; want 400 MiB less", memory[1], memory[0])
-	}
 	if out, err := n.try(n.workload(), "apply", "-f", "-"); err != nil {
 		n.t.Fatalf("apply: %v\n%s", err, out)
 	}
