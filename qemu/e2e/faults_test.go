@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -54,8 +53,10 @@ func TestFaults(t *testing.T) {
 		n.run("glutton", "busybox tail /dev/zero", "")
 		n.eventually("glutton ends", func() error {
 			n.answers()
-			if n.k("get", "pod", "glutton", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}") == "" {
-				return errors.New("it runs on")
+			// A busy machine may answer kubectl too late meanwhile.
+			out, err := n.try("", "get", "pod", "glutton", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}")
+			if err != nil || out == "" {
+				return fmt.Errorf("it runs on: %q, %w", out, err)
 			}
 			return nil
 		})
