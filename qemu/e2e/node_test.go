@@ -392,6 +392,12 @@ func (n *node) proxied() {
 // gives no event that could be awaited.
 func (n *node) eventually(what string, try func() error) {
 	n.t.Helper()
+	n.within(3*time.Minute, what, try)
+}
+
+// within tries until it succeeds, and says after the limit what was wrong and since when.
+func (n *node) within(limit time.Duration, what string, try func() error) {
+	n.t.Helper()
 	begin := time.Now()
 	var said []string
 	for {
@@ -403,8 +409,8 @@ func (n *node) eventually(what string, try func() error) {
 		if line := err.Error(); len(said) == 0 || !strings.HasSuffix(said[len(said)-1], line) {
 			said = append(said, fmt.Sprintf("after %.0f s: %s", took.Seconds(), line))
 		}
-		if took > 3*time.Minute {
-			n.t.Fatalf("%s: not within three minutes: %v\n%s\n%s", what, err, strings.Join(said[max(0, len(said)-20):], "\n"), n.state())
+		if took > limit {
+			n.t.Fatalf("%s: not within %v: %v\n%s\n%s", what, limit, err, strings.Join(said[max(0, len(said)-20):], "\n"), n.state())
 		}
 		<-time.After(500 * time.Millisecond)
 	}
