@@ -115,6 +115,15 @@ func (n *node) halfMonth(half int) map[string]int {
 		return err
 	}
 
+	// await runs a kubectl that waits, as often as it takes: how long that is depends on the machine.
+	await := func(args ...string) (err error) {
+		for {
+			if err = run("", append(args, "--timeout=600s")...); err == nil || !strings.Contains(err.Error(), "timed out") || ctx.Err() != nil {
+				return err
+			}
+		}
+	}
+
 	// Objects that change.
 	client := n.client().CoreV1().ConfigMaps("default")
 	var left atomic.Int64
@@ -138,7 +147,7 @@ func (n *node) halfMonth(half int) map[string]int {
 		line := fmt.Sprintf("i=0; while [ $i -lt %d ]; do busybox yes %s | busybox head -c 1000000; i=$((i+1)); busybox sleep 1; done", monthLog/2/1000000, strings.Repeat("a", 99))
 		fail(run(fmt.Sprintf(`{"apiVersion":"batch/v1","kind":"Job","metadata":{"name":"talker-%d"},"spec":{"template":{"spec":{"restartPolicy":"Never",
 			"containers":[{"name":"main","image":%q,"args":["sh","-c",%q]}]}}}}`, half, n.image, line), "apply", "-f", "-"))
-		fail(run("", "wait", "--for=condition=complete", fmt.Sprintf("job/talker-%d", half), "--timeout=630s"))
+		fail(await("wait", "--for=condition=complete", fmt.Sprintf("job/talker-%d", half)))
 	})
 	// Jobs that come and go, and releases.
 	wg.Go(func() {
@@ -146,7 +155,7 @@ func (n *node) halfMonth(half int) map[string]int {
 			name := fmt.Sprintf("hourly-%d-%d", half, i)
 			fail(run(fmt.Sprintf(`{"apiVersion":"batch/v1","kind":"Job","metadata":{"name":%q},"spec":{"completions":6,"parallelism":3,"ttlSecondsAfterFinished":0,
 				"template":{"spec":{"restartPolicy":"Never","containers":[{"name":"main","image":%q,"args":["true"]}]}}}}`, name, n.image), "apply", "-f", "-"))
-			fail(run("", "wait", "--for=delete", "job/"+name, "--timeout=630s"))
+			fail(await("wait", "--for=delete", "job/"+name))
 		}
 	})
 	wg.Go(func() {
@@ -155,7 +164,7 @@ func (n *node) halfMonth(half int) map[string]int {
 			pushBusybox(n.t, "127.0.0.1:"+n.registry+"/"+ref, ociimage.File{Path: "/content", Mode: 0o644, Data: []byte(noise(8 << 20))})
 			fail(run(fmt.Sprintf(`{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"shop"},"spec":{"revisionHistoryLimit":2,"selector":{"matchLabels":{"app":"shop"}},
 				"template":{"metadata":{"labels":{"app":"shop"}},"spec":{"terminationGracePeriodSeconds":0,"containers":[{"name":"main","image":"10.0.2.2:%s/%s","args":["sleep","1000000"]}]}}}}`, n.registry, ref), "apply", "-f", "-"))
-			fail(run("", "rollout", "status", "deployment/shop", "--timeout=630s"))
+			fail(await("rollout", "status", "deployment/shop"))
 		}
 	})
 	wg.Wait()
