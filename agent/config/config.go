@@ -59,6 +59,10 @@ type Config struct {
 	// What pods can't have, so that they end before the system does.
 	Reserved Reserved `yaml:"reserved"`
 
+	// The most pods that run at a time, 1 to 250; more wait. Without it: one for each 48 MiB of memory, at
+	// most 110. Each takes 12 MB of the system's memory, besides its own.
+	MaxPods MaxPods `yaml:"maxPods"`
+
 	// Which consoles show the screen with the node's state: both (as without this
 	// key), serial, hdmi, or off. The kernel's messages go to all of them in any case.
 	Console Console `yaml:"console"`

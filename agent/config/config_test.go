@@ -117,6 +117,8 @@ reserved:
 		{name: "label", in: "labels:\n  a: b\n  c: d e\n  -: x\n", want: Config{Labels: Labels{"a": "b"}}, lines: []int{3, 4}},
 		{name: "taints", in: "taints: [a:b, c, 'd=e:NoSchedule']\n", want: Config{Taints: []Taint{{"d", "e", "NoSchedule"}}}, lines: []int{1, 1}},
 		{name: "memory", in: "reserved: {memory: 400}\n", lines: []int{1}},
+		{name: "pods", in: "maxPods: 40\n", want: Config{MaxPods: 40}},
+		{name: "no pods", in: "maxPods: 0\n", lines: []int{1}},
 		{name: "aliases", in: "ntp: &a [x]\nhostname: y\n", want: Config{Hostname: "y"}, lines: []int{1}},
 		{name: "alias of itself", in: "ntp: &a [*a]\n", lines: []int{1}},
 		// Of what is no YAML only the piece with the mistake is lost.
@@ -376,6 +378,25 @@ func TestReservedMemory(t *testing.T) {
 	} {
 		if got := (Reserved{Memory: tt.configured}).MemoryOf(tt.total); got != tt.want {
 			t.Errorf("MemoryOf(%[2]d) of %[1]d = %[3]d; want %[4]d", tt.configured, tt.total, got, tt.want)
+		}
+	}
+}
+
+func TestMaxPods(t *testing.T) {
+	const mi = 1 << 20
+	for _, tt := range []struct {
+		configured MaxPods
+		total      int64
+		want       int
+	}{
+		{0, 460 * mi, 9},
+		{0, 1970 * mi, 41},
+		{0, 7900 * mi, 110},
+		{200, 460 * mi, 200},
+		{0, 1, 1},
+	} {
+		if got := tt.configured.Of(tt.total); got != tt.want {
+			t.Errorf("Of(%d) of %d = %d; want %d", tt.total, tt.configured, got, tt.want)
 		}
 	}
 }

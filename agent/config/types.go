@@ -58,6 +58,30 @@ func (v *VLAN) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// MaxPods is the largest number of pods, 0 where the file says nothing.
+type MaxPods int
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (m *MaxPods) UnmarshalText(text []byte) error {
+	n, err := strconv.Atoi(string(text))
+	if err != nil || n < 1 || n > 250 {
+		return fmt.Errorf("maxPods %q: want a number, 1 to 250", text)
+	}
+	*m = MaxPods(n)
+	return nil
+}
+
+// Of is the largest number of pods of a node with total bytes of memory: what skerry.yaml
+// says, or as many as have their shims in a quarter of that, each of which was
+// measured to need 11 MB (docs/measurements.md), at most the kubelet's own 110.
+func (m MaxPods) Of(total int64) int {
+	const shim, most = 12 << 20, 110
+	if m > 0 {
+		return int(m)
+	}
+	return int(max(1, min(total/4/shim, most)))
+}
+
 // IPv6 says whether an interface speaks it; empty means IPv6Auto.
 type IPv6 string
 

@@ -44,7 +44,7 @@ func TestNode(t *testing.T) {
 		put := c.Firmware
 		c.Firmware = func(files map[string][]byte) error {
 			err := put(files)
-			files[config.FileName] = append(files[config.FileName], "reserved: {memory: 300Mi}\n"...)
+			files[config.FileName] = append(files[config.FileName], "reserved: {memory: 300Mi}\nmaxPods: 30\n"...)
 			return err
 		}
 	})
@@ -116,12 +116,13 @@ func (n *node) workload() string {
 }
 
 // testReserved: pods can't have the 300 MiB, nor the 100 that kubelet keeps for the moment in
-// which it evicts, and the kernel keeps the 300 for init's units.
+// which it evicts, and the kernel keeps the 300 for init's units. As many pods may run as skerry.yaml says.
 func (n *node) testReserved() {
 	memory := strings.Fields(n.k("get", "node", "barn-1", "-o", "jsonpath={.status.capacity.memory} {.status.allocatable.memory}"))
 	if capacity, allocatable := resource.MustParse(memory[0]), resource.MustParse(memory[1]); capacity.Value()-allocatable.Value() != 400<<20 {
 		n.t.Errorf("memory that pods can have: %s of %s; want 400 MiB less", memory[1], memory[0])
 	}
+	n.want(`^30$`, "get", "node", "barn-1", "-o", "jsonpath={.status.allocatable.pods}")
 	if got := strings.TrimSpace(n.must("busybox cat /proc/1/root/sys/fs/cgroup/skerry/memory.min")); got != "314572800" {
 		n.t.Errorf("memory kept for the units: %s; want 300 MiB", got)
 	}

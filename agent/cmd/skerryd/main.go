@@ -147,6 +147,7 @@ func (n *node) units() []unit.Unit {
 				CertFile: n.path("pki", "kubelet-server.crt"), KeyFile: n.path("pki", "kubelet-server.key"),
 				ClusterDNS: localDNS.String(), ResolvConf: resolvConf, Containerd: containerdSocket,
 				Reserved:    n.config.Reserved.MemoryOf(totalMemory()),
+				MaxPods:     n.config.MaxPods.Of(totalMemory()),
 				ReservedCPU: int(n.config.Reserved.CPU), ReservedStorage: int64(n.config.Reserved.Storage),
 			}, ready)
 		}},
