@@ -79,6 +79,13 @@ func TestMonth(t *testing.T) {
 	for round := range 2 {
 		offset := time.Duration(round+1) * renewed
 		server.tell(offset)
+		// A network that comes back has the node ask at once, and not a quarter of an hour later.
+		for _, plugged := range []bool{false, true} {
+			if err := n.vm.Link(t.Context(), plugged); err != nil {
+				t.Fatal(err)
+			}
+			n.expect(`skerry: network: eth0 .*link`, 2*time.Minute)
+		}
 		n.expect(`skerry: clock set by 62\d\dh`, 20*time.Minute)
 		n.at(offset)
 		n.recovers(fmt.Sprintf("after %d days", (round+1)*260), offset)
