@@ -32,13 +32,20 @@ func startSwap(s *System) error {
 }
 
 // reserveMemory keeps for the units what pods can't have by skerry.yaml: before the kernel takes
-// that from them, be it only the pages of their programs, it ends a pod.
+// that from them, be it only the pages of their programs, it ends a pod. Each unit's own
+// group has it too, of which the kernel lets them have their parent's together: that a parent's holds for
+// those below is an option of the mount, and crun takes that away with the first privileged pod (docs/known-faults.md).
 func reserveMemory(s *System) error {
 	total, err := totalMemory()
 	if err != nil {
 		return err
 	}
-	return mount.Setting{Path: unitCgroup + "/memory.min", Value: strconv.FormatInt(s.config.Reserved.MemoryOf(total), 10)}.Apply()
+	value := strconv.FormatInt(s.config.ReservedMemory(total), 10)
+	var list []mount.Entry
+	for _, dir := range []string{unitCgroup, unitCgroup + "/" + containerd.Name, unitCgroup + "/" + skerryd.Name} {
+		list = append(list, mount.Dir{Path: dir, Mode: 0o755}, mount.Setting{Path: dir + "/memory.min", Value: value})
+	}
+	return mount.Apply(list)
 }
 
 // totalMemory is the machine's memory in bytes.

@@ -59,8 +59,8 @@ type Config struct {
 	// What pods can't have, so that they end before the system does.
 	Reserved Reserved `yaml:"reserved"`
 
-	// The most pods that run at a time, 1 to 250; more wait. Without it: one for each 48 MiB of memory, at
-	// most 110. Each takes 12 MB of the system's memory, besides its own.
+	// The most pods that run at a time, 1 to 250; new ones wait, and of those that run some end when this is
+	// lowered. Without it: one for each 96 MiB of memory, 12 to 110. Each takes 12 MiB of the system's memory, besides its own.
 	MaxPods MaxPods `yaml:"maxPods"`
 
 	// Which consoles show the screen with the node's state: both (as without this
@@ -190,8 +190,8 @@ func (r *Registry) validate() error {
 
 // Reserved is kept from pods.
 type Reserved struct {
-	// Memory for the system and skerryd, like 700Mi, which no pod can take from them. Without it: 600Mi, at
-	// most 40 percent of what there is.
+	// Memory for the system and skerryd, like 700Mi, which no pod can take from them. Without it: 540Mi and
+	// 12Mi for each pod that may run, at most 40 percent of what there is.
 	Memory Bytes `yaml:"memory"`
 	// Processor time for the system and skerryd that pods can't ask for, in thousandths of a
 	// processor, like 200m. Without it: none; they come first when it is short.
@@ -201,15 +201,28 @@ type Reserved struct {
 	Storage Bytes `yaml:"storage"`
 }
 
-// MemoryOf is the memory in bytes that pods can't have, of a node with total: what
+// Pods is how many may run at a time on a machine with total bytes of memory. Each has a shim,
+// which belongs to the system: an eighth of the memory is for them.
+func (c *Config) Pods(total int64) int {
+	const least, most = 12, 110 // most is the kubelet's own
+	if c.MaxPods > 0 {
+		return int(c.MaxPods)
+	}
+	return int(min(max(total/8/shim, least), most))
+}
+
+// ReservedMemory is the memory in bytes that pods can't have, of a machine with total: what
 // skerry.yaml says, within reason, or what a busy node was measured to need, the pages
 // of its programs included (docs/decisions/0016-little-memory.md), where there is room for that.
-func (r Reserved) MemoryOf(total int64) int64 {
-	if r.Memory > 0 {
-		return min(int64(r.Memory), total/5*4)
+func (c *Config) ReservedMemory(total int64) int64 {
+	if c.Reserved.Memory > 0 {
+		return min(int64(c.Reserved.Memory), total/5*4)
 	}
-	return min(600<<20, total/5*2)
+	return min(540<<20+int64(c.Pods(total))*shim, total/5*2)
 }
+
+// shim is the memory of one pod's shim.
+const shim = 12 << 20
 
 // Hostname is an RFC 1123 label.
 type Hostname string

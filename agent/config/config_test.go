@@ -364,39 +364,24 @@ The keys, made from ` + "`agent/config/config.go`" + `; ` + "`[]`" + ` marks a l
 |---|---|
 `
 
-func TestReservedMemory(t *testing.T) {
+func TestShares(t *testing.T) {
 	const mi = 1 << 20
 	for _, tt := range []struct {
-		configured Bytes
-		total      int64
-		want       int64
+		in       Config
+		total    int64
+		pods     int
+		reserved int64
 	}{
-		{0, 4096 * mi, 600 * mi},
-		{0, 500 * mi, 200 * mi},
-		{256 * mi, 4096 * mi, 256 * mi},
-		{4096 * mi, 1000 * mi, 800 * mi}, // a kubelet that is to keep all does not start
+		{Config{}, 460 * mi, 12, 184 * mi},
+		{Config{}, 1970 * mi, 20, 780 * mi},
+		{Config{}, 3900 * mi, 40, 1020 * mi},
+		{Config{}, 32000 * mi, 110, 1860 * mi},
+		{Config{MaxPods: 30}, 3900 * mi, 30, 900 * mi},
+		{Config{Reserved: Reserved{Memory: 256 * mi}}, 3900 * mi, 40, 256 * mi},
+		{Config{Reserved: Reserved{Memory: 4096 * mi}}, 1000 * mi, 12, 800 * mi}, // a kubelet that is to keep all does not start
 	} {
-		if got := (Reserved{Memory: tt.configured}).MemoryOf(tt.total); got != tt.want {
-			t.Errorf("MemoryOf(%[2]d) of %[1]d = %[3]d; want %[4]d", tt.configured, tt.total, got, tt.want)
-		}
-	}
-}
-
-func TestMaxPods(t *testing.T) {
-	const mi = 1 << 20
-	for _, tt := range []struct {
-		configured MaxPods
-		total      int64
-		want       int
-	}{
-		{0, 460 * mi, 9},
-		{0, 1970 * mi, 41},
-		{0, 7900 * mi, 110},
-		{200, 460 * mi, 200},
-		{0, 1, 1},
-	} {
-		if got := tt.configured.Of(tt.total); got != tt.want {
-			t.Errorf("Of(%d) of %d = %d; want %d", tt.total, tt.configured, got, tt.want)
+		if pods, reserved := tt.in.Pods(tt.total), tt.in.ReservedMemory(tt.total); pods != tt.pods || reserved != tt.reserved {
+			t.Errorf("of %d MiB with %+v: %d pods, %d MiB reserved; want %d, %d", tt.total/mi, tt.in, pods, reserved/mi, tt.pods, tt.reserved/mi)
 		}
 	}
 }

@@ -71,17 +71,6 @@ func (m *MaxPods) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Of is the largest number of pods of a node with total bytes of memory: what skerry.yaml
-// says, or as many as have their shims in a quarter of that, each of which was
-// measured to need 11 MB (docs/measurements.md), at most the kubelet's own 110.
-func (m MaxPods) Of(total int64) int {
-	const shim, most = 12 << 20, 110
-	if m > 0 {
-		return int(m)
-	}
-	return int(max(1, min(total/4/shim, most)))
-}
-
 // IPv6 says whether an interface speaks it; empty means IPv6Auto.
 type IPv6 string
 

@@ -46,7 +46,7 @@ type Config struct {
 	ResolvConf string // what pods with dnsPolicy Default get
 	Containerd string // socket
 	Reserved   int64  // bytes of memory that pods can't have
-	MaxPods    int
+	MaxPods    int    // at a time
 	// What else skerry.yaml keeps from pods: thousandths of a processor, bytes of STATE. 0 keeps the default.
 	ReservedCPU     int
 	ReservedStorage int64
@@ -94,6 +94,7 @@ func Run(ctx context.Context, c Config, registered func()) error {
 	// Upstream removes images from 85 per cent on, which is where it evicts pods too, and
 	// takes no new ones for five minutes.
 	kc.ImageGCHighThresholdPercent, kc.ImageGCLowThresholdPercent = 75, 70
+	// Each has a shim, whose memory is the system's.
 	kc.MaxPods = int32(c.MaxPods)
 	// A pod that forks without end stops there, and not when the machine is out
 	// of memory for the kernel's own tables.

@@ -146,8 +146,8 @@ func (n *node) units() []unit.Unit {
 				Kubeconfig: n.kubeconfig("kubelet"), CAFile: n.caFile,
 				CertFile: n.path("pki", "kubelet-server.crt"), KeyFile: n.path("pki", "kubelet-server.key"),
 				ClusterDNS: localDNS.String(), ResolvConf: resolvConf, Containerd: containerdSocket,
-				Reserved:    n.config.Reserved.MemoryOf(totalMemory()),
-				MaxPods:     n.config.MaxPods.Of(totalMemory()),
+				Reserved:    n.config.ReservedMemory(totalMemory()),
+				MaxPods:     n.config.Pods(totalMemory()),
 				ReservedCPU: int(n.config.Reserved.CPU), ReservedStorage: int64(n.config.Reserved.Storage),
 			}, ready)
 		}},
