@@ -155,7 +155,7 @@ var rootMounts = []mount.Entry{
 	mount.Symlink{Target: "/proc/self/fd/2", Path: "/dev/stderr"},
 	mount.Mount{Source: "tmpfs", Target: "/run", Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=0755"},
 	mount.Mount{Source: "tmpfs", Target: "/tmp", Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=1777,size=25%"},
-	mount.Mount{Source: "cgroup2", Target: cgroupRoot, Type: "cgroup2", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "nsdelegate,memory_recursiveprot"},
+	mount.Mount{Source: "cgroup2", Target: cgroupRoot, Type: "cgroup2", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "nsdelegate"},
 	mount.Mount{Source: "bpf", Target: "/sys/fs/bpf", Type: "bpf", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "mode=0700"},
 	mount.Dir{Path: runDir, Mode: 0o755},
 	mount.Dir{Path: runDir + "/notify", Mode: 0o700},

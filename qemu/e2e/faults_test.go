@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,18 +50,26 @@ func TestFaults(t *testing.T) {
 		})
 	}
 	step("Memory", func(n *operator) {
-		// It asks for all there is, as fast as it can.
+		// It asks for all there is, as fast as it can. It is the limit of all pods that ends it, before the
+		// machine's memory is gone: the kernel counts for a group only what reaches that group's own limit.
+		limits := func() int {
+			return n.number("busybox awk '/^oom / { print $2 }' /proc/1/root/sys/fs/cgroup/kubepods/memory.events")
+		}
+		before := limits()
 		n.run("glutton", "busybox tail /dev/zero", "")
 		n.eventually("glutton ends", func() error {
 			n.answers()
 			// A busy machine may answer kubectl too late meanwhile.
 			out, err := n.try("", "get", "pod", "glutton", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}")
 			if err != nil || out == "" {
-				return fmt.Errorf("it runs on: %q, %w", out, err)
+				return fmt.Errorf("it runs on: %q, %v", out, err)
 			}
 			return nil
 		})
 		n.ends("glutton", "OOMKilled")
+		if limits() == before || strings.Contains(n.vm.Console(), "] Out of memory: ") {
+			n.t.Errorf("the pod was ended for want of memory of the machine; want the pods' own limit to be reached before:\n%s", n.state())
+		}
 		n.k("delete", "pod", "glutton", "--wait=false")
 	})
 	step("Processes", func(n *operator) {
@@ -89,17 +98,30 @@ func TestFaults(t *testing.T) {
 		n.within(10*time.Minute, "many of them have crashed more than once", func() error {
 			out, err := n.try("", "get", "pods", "-l", "app=moth", "-o", `jsonpath={range .items[*]}{.status.containerStatuses[0].restartCount}{"\n"}{end}`)
 			if crashed := len(regexp.MustCompile(`(?m)^([2-9]|\d\d)`).FindAllString(out, -1)); err != nil || crashed < 20 {
-				return fmt.Errorf("%d pods have, %w", crashed, err)
+				return fmt.Errorf("%d pods have, %v", crashed, err)
 			}
 			return nil
 		})
+		// As many as a node of 2 GiB takes; the rest wait.
+		n.want(`^20$`, "get", "node", "barn-1", "-o", "jsonpath={.status.allocatable.pods}")
+		bound := 0
+		for _, pod := range strings.Fields(n.k("get", "pods", "-A", "-o", `jsonpath={range .items[?(@.spec.nodeName)]}{.status.phase}{"\n"}{end}`)) {
+			if pod == "Pending" || pod == "Running" {
+				bound++
+			}
+		}
+		if bound != 20 {
+			n.t.Errorf("%d pods are on the node; want 20", bound)
+		}
 		n.answers()
 		n.serves()
 		n.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=180s")
 		n.k("delete", "replicaset", "moths", "--cascade=foreground", "--timeout=600s")
 	})
 	step("StopContainerd", func(n *operator) {
-		n.on("busybox kill -STOP $(busybox pidof containerd)") // which this goes through
+		// In the background: what comes back from the shell goes through containerd.
+		n.must("(busybox sleep 1; busybox kill -STOP $(busybox pidof containerd)) >/dev/null 2>&1 &")
+		<-time.After(3 * time.Second) // nobody says that it is stopped
 		n.answers()
 		n.expect(`skerry: error: unit containerd: no sign of life`, 3*time.Minute)
 		n.expect(`skerry: unit containerd ready`, 3*time.Minute)
@@ -116,13 +138,14 @@ func TestFaults(t *testing.T) {
 	})
 	step("StarveShim", func(n *operator) {
 		n.victim()
-		n.must(fmt.Sprintf("busybox mkdir %[1]s; echo 64K >%[1]s/memory.max; echo %[2]s >%[1]s/cgroup.procs", lean, n.shimOf("31337")))
+		group := n.lean("shim")
+		n.must("echo " + n.shimOf("31337") + " >" + group + "/cgroup.procs")
 		if out, err := n.try("", "exec", "victim", "--", "/bin/busybox", "true"); err == nil {
 			n.t.Errorf("a command ran under a shim without memory: %s", out)
 		}
 		n.answers()
 		n.restartedAs("victim", 1)
-		n.wasLean()
+		n.wasLean(group)
 		n.k("delete", "pod", "victim", "--timeout=120s")
 	})
 	step("Init", func(n *operator) {
@@ -155,8 +178,9 @@ func (n *operator) serves() {
 func (n *operator) starve(unit string) {
 	n.t.Helper()
 	before := n.unit(unit)
-	n.must("busybox mkdir " + lean + "; echo 64K >" + lean + "/memory.max")
-	n.on("echo $(busybox pidof " + unit + ") >" + lean + "/cgroup.procs") // its end may take the connection with it
+	group := n.lean(unit)
+	// Its end takes the connection to the shell with it.
+	n.must("(busybox sleep 1; echo $(busybox pidof " + unit + ") >" + group + "/cgroup.procs) >/dev/null 2>&1 &")
 	n.expect(`skerry: error: unit `+unit+`: .*next start in`, 2*time.Minute)
 	n.answers()
 	n.eventually(unit+" has been started again", func() error {
@@ -166,16 +190,31 @@ func (n *operator) starve(unit string) {
 		return nil
 	})
 	n.eventually("exec works again", func() error { _, err := n.on("true"); return err })
-	n.wasLean()
+	n.wasLean(group)
 }
 
-// lean is a group for processes that shall get no more memory.
-const lean = "/proc/1/root/sys/fs/cgroup/skerry/lean"
-
-// wasLean wants the kernel to have ended something in that group, and removes it.
-func (n *node) wasLean() {
+// lean makes a group for processes that shall get no more memory.
+func (n *node) lean(name string) string {
 	n.t.Helper()
-	n.must("busybox grep -x 'oom_kill [1-9][0-9]*' " + lean + "/memory.events && busybox rmdir " + lean)
+	group := "/proc/1/root/sys/fs/cgroup/skerry/lean-" + name
+	n.must("busybox mkdir " + group + " && echo 64K >" + group + "/memory.max")
+	return group
+}
+
+// wasLean wants the kernel to have ended something in that group.
+func (n *node) wasLean(group string) {
+	n.t.Helper()
+	n.must("busybox grep -x 'oom_kill [1-9][0-9]*' " + group + "/memory.events")
+}
+
+// number is what a shell line on the node prints.
+func (n *node) number(line string) int {
+	n.t.Helper()
+	value, err := strconv.Atoi(strings.TrimSpace(n.must(line)))
+	if err != nil {
+		n.t.Fatalf("%s: %v", line, err)
+	}
+	return value
 }
 
 // victim is a pod that does nothing, for 31337 seconds.

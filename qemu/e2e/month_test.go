@@ -86,7 +86,7 @@ func TestMonth(t *testing.T) {
 			}
 			n.expect(`skerry: network: eth0 .*link`, 2*time.Minute)
 		}
-		n.expect(`skerry: clock set by 62\d\dh`, 20*time.Minute)
+		n.expect(`skerry: clock set by 62\d\dh`, 3*time.Minute)
 		n.at(offset)
 		n.recovers(fmt.Sprintf("after %d days", (round+1)*260), offset)
 		n.eventually("every certificate is renewed", func() error { return n.certificates(time.Now().Add(offset)) })
@@ -125,7 +125,7 @@ func (n *node) halfMonth(half int) map[string]int {
 	// await runs a kubectl that waits, as often as it takes: how long that is depends on the machine.
 	await := func(args ...string) (err error) {
 		for {
-			if err = run("", append(args, "--timeout=600s")...); err == nil || !strings.Contains(err.Error(), "timed out") || ctx.Err() != nil {
+			if err = run("", append(args, "--timeout=600s")...); err == nil || !strings.Contains(err.Error(), "timed out waiting for the condition") || ctx.Err() != nil {
 				return err
 			}
 		}
@@ -169,7 +169,7 @@ func (n *node) halfMonth(half int) map[string]int {
 		for i := range monthReleases / 2 {
 			ref := fmt.Sprintf("shop:%d-%d", half, i)
 			pushBusybox(n.t, "127.0.0.1:"+n.registry+"/"+ref, ociimage.File{Path: "/content", Mode: 0o644, Data: []byte(noise(8 << 20))})
-			fail(run(fmt.Sprintf(`{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"shop"},"spec":{"revisionHistoryLimit":2,"selector":{"matchLabels":{"app":"shop"}},
+			fail(run(fmt.Sprintf(`{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"shop"},"spec":{"revisionHistoryLimit":2,"progressDeadlineSeconds":7200,"selector":{"matchLabels":{"app":"shop"}},
 				"template":{"metadata":{"labels":{"app":"shop"}},"spec":{"terminationGracePeriodSeconds":0,"containers":[{"name":"main","image":"10.0.2.2:%s/%s","args":["sleep","1000000"]}]}}}}`, n.registry, ref), "apply", "-f", "-"))
 			fail(await("rollout", "status", "deployment/shop"))
 		}
