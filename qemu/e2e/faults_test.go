@@ -97,7 +97,7 @@ func TestFaults(t *testing.T) {
 		}
 		n.within(10*time.Minute, "many of them have crashed more than once", func() error {
 			out, err := n.try("", "get", "pods", "-l", "app=moth", "-o", `jsonpath={range .items[*]}{.status.containerStatuses[0].restartCount}{"\n"}{end}`)
-			if crashed := len(regexp.MustCompile(`(?m)^([2-9]|\d\d)`).FindAllString(out, -1)); err != nil || crashed < 20 {
+			if crashed := len(regexp.MustCompile(`(?m)^([2-9]|\d\d)`).FindAllString(out, -1)); err != nil || crashed < 10 {
 				return fmt.Errorf("%d pods have, %v", crashed, err)
 			}
 			return nil
