@@ -46,10 +46,6 @@ build/kubectl: go.mod | host
 image: build/skerry ## BOARD=rpi4: the image, its compressed form and what is in it, in build/BOARD
 	@build/skerry image build --board $(BOARD) -o build/$(BOARD)
 
-.PHONY: boards
-boards: build/skerry ## lists the boards
-	@build/skerry boards
-
 .PHONY: run
 run: image build/kubectl ## BOARD=rpi4: boots that image in QEMU until its node is Ready
 	@export SKERRY_HOME=$(CURDIR)/build/$(NAME)

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/bits"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -53,9 +52,8 @@ func Read(path string) (time.Time, error) {
 	return time.Unix(n, 0), nil
 }
 
-// maxUnix is the end of 2199: later times are garbage. On 32 bits it is a day before the end
-// of what Go's runtime and the kernel's interfaces that it uses can tell, in January 2038 (Go 1.26).
-const maxUnix int64 = 7258118399*(bits.UintSize/64) + (1<<31-1-86400)*(1-bits.UintSize/64)
+// maxUnix is the end of 2199: later times are garbage.
+const maxUnix = 7258118399
 
 // Save writes a time for Read.
 func Save(path string, t time.Time) error {
