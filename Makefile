@@ -65,8 +65,7 @@ test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in Q
 	@build/skerry image build --board rpi4 -o build/rpi4
 	build/skerry image build --board rpi3 -o build/rpi3
 	packages=$$(go list ./...)
-	# More of them than processors: they wait more than they compute.
-	$(GOTEST) -p 4 -timeout 20m $$($(NO_VM) <<<"$$packages")
+	$(GOTEST) -timeout 20m $$($(NO_VM) <<<"$$packages")
 	$(GOTEST) -p 1 -timeout 80m $(VM_PACKAGES)
 
 .PHONY: test-all
