@@ -2,7 +2,6 @@ package boot
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +19,8 @@ const (
 	memoryTight  = 20              // one part in so many of memory is left
 	inodesTight  = 20
 	manyRestarts = 5
+
+	authorityTight = 180 * 24 * time.Hour
 )
 
 // outlived are steps whose failure is seen in what they were to bring about,
@@ -102,13 +103,19 @@ func networkProblems(st api.Status, add adder) {
 	}
 }
 
-// gatewayProblems says which gateways, by interface, do not answer.
-func gatewayProblems(silent map[string]string) (list []api.Problem) {
-	for _, port := range slices.Sorted(maps.Keys(silent)) {
-		list = append(list, api.Problem{Where: "network", What: fmt.Sprintf("%s: gateway %s does not answer: no other network is reached", port, silent[port]),
-			Doing: "it is asked again and again; look at network.interfaces in " + config.FileName})
+// authorityProblems warns before the node's own authority ends: no certificate that
+// it signs is valid longer.
+func authorityProblems(now, ends time.Time) []api.Problem {
+	left := ends.Sub(now)
+	if ends.IsZero() || left > authorityTight {
+		return nil
 	}
-	return list
+	what := "the authority that the cluster has given this node ends on " + ends.UTC().Format(time.DateOnly) + ": its programs will not believe each other any more"
+	if left < 0 {
+		what = "the authority that the cluster has given this node has ended on " + ends.UTC().Format(time.DateOnly)
+	}
+	return []api.Problem{{Where: "certificates", What: what,
+		Doing: "keep its objects (skerry cluster backup), flash its card with skerry flash --cluster, and bring them back (skerry cluster restore)"}}
 }
 
 func unitProblems(st api.Status, add adder) {

@@ -40,6 +40,8 @@ type known struct {
 	source    string // of the time at boot
 	floor     time.Time
 	bootState bootReport
+
+	authorityEnds time.Time
 }
 
 // learn lets f write what Status reads.
@@ -84,14 +86,14 @@ func (s *System) Status() api.Status {
 			st.Clock = api.Clock{Source: "ntp", Server: server, Synced: at.UTC()}
 		}
 	}
-	var silent map[string]string
+	var addresses []api.Problem
 	if k.network != nil {
-		st.Network.Address, silent = k.network.Address(), k.network.SilentGateways()
+		st.Network.Address, addresses = k.network.Address(), k.network.Problems()
 	}
 	for _, m := range k.mistakes {
 		st.Mistakes = append(st.Mistakes, api.Mistake{Line: m.Line, Text: m.Text})
 	}
-	st.Problems = slices.Concat(problems(st), gatewayProblems(silent), s.StateFaults(), nameProblems(k.responder))
+	st.Problems = slices.Concat(problems(st), addresses, s.StateFaults(), nameProblems(k.responder), authorityProblems(st.Time, k.authorityEnds))
 	return st
 }
 

@@ -169,12 +169,12 @@ func TestParseMemory(t *testing.T) {
 	}
 }
 
-func TestGatewayProblems(t *testing.T) {
-	if got := gatewayProblems(nil); got != nil {
-		t.Errorf("gatewayProblems(nil) = %v; want none", got)
-	}
-	got := gatewayProblems(map[string]string{"eth1": "10.0.0.1", "eth0": "10.9.0.1"})
-	if len(got) != 2 || !strings.Contains(got[0].What, "eth0: gateway 10.9.0.1 does not answer") || !strings.Contains(got[1].What, "eth1") {
-		t.Errorf("gatewayProblems() = %+v; want eth0's and eth1's", got)
+func TestAuthorityProblems(t *testing.T) {
+	now := time.Date(2031, 1, 1, 0, 0, 0, 0, time.UTC)
+	for ends, want := range map[time.Time]string{{}: "", now.AddDate(1, 0, 0): "", now.AddDate(0, 5, 0): "ends on 2031-06-01", now.AddDate(0, 0, -1): "has ended on 2030-12-31"} {
+		got := authorityProblems(now, ends)
+		if (want == "") != (len(got) == 0) || want != "" && !strings.Contains(got[0].What, want) {
+			t.Errorf("authorityProblems(%v) = %+v; want %q", ends, got, want)
+		}
 	}
 }

@@ -75,6 +75,7 @@ func (s *System) statusConfig(b *provision.Bundle) (status.Config, error) {
 	if err != nil {
 		return status.Config{}, fmt.Errorf("start status API: the node's authority: %w", err)
 	}
+	s.learn(func(k *known) { k.authorityEnds = authority.Cert.NotAfter })
 	return status.Config{
 		Root: root, Authority: authority,
 		Names: func() (string, []net.IP) { return s.recall().hostname, addresses() },

@@ -25,11 +25,17 @@ import (
 // which have to write before they free anything, can go on. It is made again when
 // there is room.
 //
+// Too many files: ext4 keeps no inodes for the system. So some are kept by empty files, and
+// given up when there are no others and skerryd has yet to start: it can't without a new
+// file, and only the kubelet in it can end the pod that has made so many. While it runs
+// they are kept, or that pod would take these too.
+//
 // Read-only: the kernel refuses writes after it has found an error. What runs, runs
 // on; after a while the node reboots, in order, and e2fsck repairs STATE.
 type stateWatch struct {
 	dir     string // on STATE
 	ballast string // a file
+	spares  string // a folder of empty files
 	errors  string // the kernel's count of errors of this file system
 	faults  int    // boots in a row that repaired STATE
 	since   time.Time
@@ -37,6 +43,7 @@ type stateWatch struct {
 	statfs  func(string, *unix.Statfs_t) error
 	probe   func() error // of writing
 	reboot  func()
+	ready   func() bool  // of skerryd
 	settled func() error // STATE was well for a day
 	say     func(format string, args ...any)
 
@@ -55,6 +62,7 @@ const (
 	stateLook   = 10 * time.Second
 	maxBallast  = 64 << 20
 	minFree     = 8 << 20
+	spareFiles  = 256
 	firstFault  = 30 * time.Minute // from the first failed write to the reboot
 	lastFault   = 24 * time.Hour
 	settleAfter = 24 * time.Hour
@@ -62,6 +70,7 @@ const (
 
 const (
 	ballastFile = stateDir + "/ballast"
+	sparesDir   = stateDir + "/spare-inodes"
 	faultsFile  = initDir + "/state-faults"
 )
 
@@ -72,10 +81,13 @@ func watchState(s *System) error {
 		return errors.Join(err, derr)
 	}
 	w := &stateWatch{
-		dir: stateDir, ballast: ballastFile, faults: faults, since: time.Now(), now: time.Now,
+		dir: stateDir, ballast: ballastFile, spares: sparesDir, faults: faults, since: time.Now(), now: time.Now,
 		errors: filepath.Join("/sys/fs/ext4", filepath.Base(dev), "errors_count"),
 		statfs: unix.Statfs, probe: func() error { return probeWrite(initDir) }, say: s.Console.Errorf,
 		reboot: func() { s.request(Request{unix.LINUX_REBOOT_CMD_RESTART, "reboot, to repair STATE"}) },
+		ready: func() bool {
+			return slices.ContainsFunc(s.units.Report(), func(u api.Unit) bool { return u.Name == skerryd.Name && u.State == "ready" })
+		},
 		settled: func() error {
 			if err := os.Remove(faultsFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
@@ -121,7 +133,7 @@ func (w *stateWatch) turn() {
 	}
 	var list []api.Problem
 	if w.writable(st) {
-		list = w.balance(st)
+		list = append(w.balance(st), w.spare(st)...)
 		if !w.quiet && w.now().Sub(w.since) > settleAfter {
 			w.quiet = true
 			if err := w.settled(); err != nil {
@@ -209,6 +221,42 @@ func (w *stateWatch) balance(st unix.Statfs_t) []api.Problem {
 			Doing: "pods that use much disk are evicted; delete what is not needed"}}
 	}
 	return nil
+}
+
+// spare gives the spare inodes up or makes them.
+func (w *stateWatch) spare(st unix.Statfs_t) []api.Problem {
+	_, err := os.Lstat(w.spares)
+	there := err == nil
+	switch {
+	case there && st.Ffree < spareFiles/2 && !w.ready():
+		if err := os.RemoveAll(w.spares); err != nil {
+			return []api.Problem{{Where: "STATE", What: fmt.Sprintf("it has too many files, and its reserve can't be given up: %v", err)}}
+		}
+		w.say("STATE has too many files: its reserve of %d is given up, so that skerryd can start", spareFiles)
+	case !there && st.Ffree > 16*spareFiles:
+		if err := makeSpares(w.spares); err != nil {
+			return []api.Problem{{Where: "STATE", What: fmt.Sprintf("its reserve of files can't be made: %v", err)}}
+		}
+	}
+	return nil
+}
+
+// makeSpares makes the folder whole or not at all.
+func makeSpares(dir string) error {
+	part := dir + ".part"
+	if err := errors.Join(os.RemoveAll(part), os.Mkdir(part, 0o700)); err != nil {
+		return err
+	}
+	for i := range spareFiles {
+		f, err := os.Create(filepath.Join(part, strconv.Itoa(i)))
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			return errors.Join(err, os.RemoveAll(part))
+		}
+	}
+	return os.Rename(part, dir)
 }
 
 // makeBallast reserves blocks without writing them.

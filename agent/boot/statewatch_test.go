@@ -40,7 +40,7 @@ func TestBallast(t *testing.T) {
 	// disk here stands for the system itself.
 	dir := mounted(t, 1024, "errors=remount-ro")
 	var said []string
-	w := &stateWatch{dir: dir, ballast: filepath.Join(dir, "ballast"), since: time.Now(), now: time.Now, statfs: unix.Statfs,
+	w := &stateWatch{dir: dir, ballast: filepath.Join(dir, "ballast"), spares: filepath.Join(dir, "spares"), since: time.Now(), now: time.Now, statfs: unix.Statfs,
 		probe: func() error { return nil }, settled: func() error { return nil }, say: func(f string, a ...any) { said = append(said, fmt.Sprintf(f, a...)) }}
 	there := func() bool { _, err := os.Stat(w.ballast); return err == nil }
 	w.turn()
@@ -73,6 +73,62 @@ func TestBallast(t *testing.T) {
 	w.turn()
 	if !there() || len(w.problems) > 0 {
 		t.Errorf("with room again: ballast %v, problems %v", there(), w.problems)
+	}
+}
+
+// Inodes are given up when there are no others and skerryd has yet to start.
+func TestSpares(t *testing.T) {
+	dir := mounted(t, 256, "errors=remount-ro")
+	ready := false
+	var said []string
+	w := &stateWatch{dir: dir, ballast: filepath.Join(dir, "ballast"), spares: filepath.Join(dir, "spares"), since: time.Now(), now: time.Now, statfs: unix.Statfs,
+		probe: func() error { return nil }, settled: func() error { return nil }, ready: func() bool { return ready }, say: func(f string, a ...any) { said = append(said, fmt.Sprintf(f, a...)) }}
+	there := func() bool {
+		list, err := os.ReadDir(w.spares)
+		return err == nil && len(list) == spareFiles
+	}
+	w.turn()
+	if !there() || len(said) > 0 {
+		t.Fatalf("at first: spares %v, said %q", there(), said)
+	}
+	var mine []string
+	create := func() error {
+		name := filepath.Join(dir, fmt.Sprintf("f%d", len(mine)))
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			return err
+		}
+		mine = append(mine, name)
+		return nil
+	}
+	for create() == nil {
+	}
+	ready = true
+	w.turn()
+	if !there() {
+		t.Error("the spares have gone while skerryd runs; want them kept for its next start")
+	}
+	ready = false
+	w.turn()
+	if there() || len(said) != 1 {
+		t.Fatalf("with skerryd down: spares %v, said %q; want them given up", there(), said)
+	}
+	for range spareFiles {
+		if err := create(); err != nil {
+			t.Fatalf("after the spares were given up: %v", err)
+		}
+	}
+	w.turn()
+	if there() || len(said) != 1 {
+		t.Errorf("while there are too many files: spares %v, said %q", there(), said)
+	}
+	for _, name := range mine {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.turn()
+	if !there() {
+		t.Error("with room again there are no spares")
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 // TestDHCP has a server, on the other end of a cable, be slow, dead, or of
 // another mind. Each case is a process with a network of its own.
 func TestDHCP(t *testing.T) {
-	for name, test := range map[string]func(*testing.T){"slow": testSlowDHCP, "dead": testDeadDHCP, "another": testAnotherAddress} {
+	for name, test := range map[string]func(*testing.T){"slow": testSlowDHCP, "dead": testDeadDHCP, "another": testAnotherAddress, "unplugged": testUnplugged} {
 		t.Run(name, func(t *testing.T) {
 			if os.Getenv(inNamespace) != "" {
 				test(t)
@@ -43,6 +43,7 @@ type dhcpServer struct {
 	heard   map[question]bool
 	asked   chan dhcpv4.MessageType // each question once, however often it came
 	seconds uint32                  // of a lease
+	far     *netlink.Handle         // of the namespace at the cable's other end
 }
 
 type question struct {
@@ -79,6 +80,10 @@ func serveDHCP(t *testing.T) *dhcpServer {
 			return
 		}
 		defer unix.Close(fd)
+		if s.far, err = netlink.NewHandle(); err != nil {
+			failed <- err
+			return
+		}
 		namespace <- fd
 		<-plugged
 		far, err := netlink.LinkByName("far0")
@@ -163,17 +168,22 @@ type client struct {
 	*Manager
 	t    *testing.T
 	stop func()
+	news chan struct{} // capacity 1: it has said something
 	mu   sync.Mutex
 	said strings.Builder
 }
 
 func newClient(t *testing.T, dir string) *client {
 	t.Helper()
-	c := &client{t: t}
+	c := &client{t: t, news: make(chan struct{}, 1)}
 	say := func(format string, args ...any) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		fmt.Fprintf(&c.said, format+"\n", args...)
+		select {
+		case c.news <- struct{}{}:
+		default:
+		}
 	}
 	c.Manager = New(Config{JSON: filepath.Join(dir, "network.json"), ResolvConf: filepath.Join(dir, "resolv.conf"), SavedLease: filepath.Join(dir, "lease.json"),
 		Patience: time.Second, Printf: say, Errorf: t.Errorf})
@@ -314,5 +324,56 @@ func testAnotherAddress(t *testing.T) {
 		dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest} // the other one
 	if !slices.Equal(asked, want) {
 		t.Errorf("the client asked %v; want %v\n%s", asked, want, c.console())
+	}
+}
+
+// A cable that is pulled and plugged in again: it is said, the address is kept, and
+// whoever waits for the network is told though the lease is the same as before.
+func testUnplugged(t *testing.T) {
+	s := serveDHCP(t)
+	s.give("10.9.0.50")
+	c := newClient(t, t.TempDir())
+	c.gets("10.9.0.50/24", false)
+	far, err := s.far.LinkByName("far0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.says("gateway 10.9.0.1") // the last of what comes with an address, but for being told
+	if got := c.Problems(); len(got) != 0 {
+		t.Errorf("Problems() = %+v; want none", got)
+	}
+	if err := s.far.LinkSetDown(far); err != nil {
+		t.Fatal(err)
+	}
+	c.says("eth0 has no link; its address is kept")
+	if got := c.Problems(); len(got) != 1 || !strings.Contains(got[0].What, "eth0: no cable is plugged in; its address 10.9.0.50 is kept") {
+		t.Errorf("Problems() without a cable = %+v; want that it is out", got)
+	}
+	for len(c.Changed()) > 0 {
+		<-c.Changed()
+	}
+	if err := s.far.LinkSetUp(far); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-c.Changed():
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("nobody is told that the network is back\n%s", c.console())
+	}
+	if got := c.Problems(); len(got) != 0 || c.Address() != netip.MustParseAddr("10.9.0.50") {
+		t.Errorf("with the cable in again: %v, problems %+v; want the same address and none", c.Address(), got)
+	}
+}
+
+// says waits until the client has said that.
+func (c *client) says(text string) {
+	c.t.Helper()
+	limit := time.After(2 * time.Minute)
+	for !strings.Contains(c.console(), text) {
+		select {
+		case <-c.news:
+		case <-limit:
+			c.t.Fatalf("it has not said %q:\n%s", text, c.console())
+		}
 	}
 }

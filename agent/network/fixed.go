@@ -94,9 +94,6 @@ func (m *Manager) setSilent(port, gateway string) {
 		delete(m.silent, port)
 		return
 	}
-	if m.silent == nil {
-		m.silent = map[string]string{}
-	}
 	m.silent[port] = gateway
 }
 

@@ -57,8 +57,9 @@ type Manager struct {
 	up   chan struct{} // closed when the first address is there
 	wake chan struct{} // capacity 1: a lease has come or changed
 
-	retry     time.Duration // pause after a panic
-	configure func(link netlink.Link, old netip.Prefix, l Lease) error
+	retry     time.Duration                                            // pause after a panic
+	configure func(link netlink.Link, old netip.Prefix, l Lease) error // errRoutes: only routes are missing
+	setMTU    func(link netlink.Link, mtu int) error
 	wired     func(name string) bool
 
 	applying sync.Mutex // held for a whole apply, taken before mu
@@ -67,7 +68,9 @@ type Manager struct {
 	ports  map[int]*port
 	leases map[int]Lease          // by interface index
 	ipv6   map[int][]netip.Prefix // addresses that are not link-local, by interface index
+	partly map[int]bool           // leases in use that lack a route, by interface index
 	silent map[string]string      // gateways of fixed addresses that don't answer, by interface
+	mtu    map[string]string      // MTUs that were refused, with the reason, by interface
 }
 
 // port is one wired interface, or a VLAN on one.
@@ -87,8 +90,8 @@ func New(cfg Config) *Manager {
 	if cfg.Patience == 0 {
 		cfg.Patience = 10 * time.Second
 	}
-	return &Manager{cfg: cfg, retry: 10 * time.Second, configure: configure, wired: func(name string) bool { return Wired("/sys", name) }, up: make(chan struct{}), wake: make(chan struct{}, 1),
-		ports: map[int]*port{}, leases: map[int]Lease{}, ipv6: map[int][]netip.Prefix{}}
+	return &Manager{cfg: cfg, retry: 10 * time.Second, configure: configure, setMTU: netlink.LinkSetMTU, wired: func(name string) bool { return Wired("/sys", name) }, up: make(chan struct{}), wake: make(chan struct{}, 1),
+		ports: map[int]*port{}, leases: map[int]Lease{}, ipv6: map[int][]netip.Prefix{}, partly: map[int]bool{}, silent: map[string]string{}, mtu: map[string]string{}}
 }
 
 // Up is closed when the first interface has an address.
@@ -147,7 +150,17 @@ func (m *Manager) keep(ctx context.Context, name string, f func()) {
 // follow handles link events until the subscription breaks.
 func (m *Manager) follow(ctx context.Context) error {
 	ch, addresses, done := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan struct{})
-	defer close(done)
+	defer func() {
+		close(done)
+		go func() { // whoever sends must not wait forever for a reader
+			for range ch {
+			}
+		}()
+		go func() {
+			for range addresses {
+			}
+		}()
+	}()
 	var broken, brokenAddr error
 	err := netlink.LinkSubscribeWithOptions(ch, done, netlink.LinkSubscribeOptions{ListExisting: true, ErrorCallback: func(err error) { broken = err }})
 	if err != nil {
@@ -191,6 +204,8 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 			delete(m.ports, a.Index)
 			delete(m.leases, a.Index)
 			delete(m.ipv6, a.Index)
+			delete(m.partly, a.Index)
+			delete(m.mtu, p.name)
 			m.mu.Unlock()
 			m.publish()
 			m.cfg.Printf("network: %s is gone", p.name)
@@ -210,11 +225,7 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 		if err := netlink.LinkSetUp(u.Link); err != nil {
 			m.cfg.Errorf("network: set %s up: %v", a.Name, err)
 		}
-		if p.entry.MTU != 0 {
-			if err := netlink.LinkSetMTU(u.Link, p.entry.MTU); err != nil {
-				m.cfg.Errorf("network: %s: set MTU %d: %v", a.Name, p.entry.MTU, err)
-			}
-		}
+		m.resize(u.Link, p.entry.MTU)
 		if p.vlan == 0 {
 			m.addVLANs(u.Link)
 		}
@@ -237,6 +248,9 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 	case carrier && !p.carrier:
 		p.carrier = true
 		m.cfg.Printf("network: %s (%s) has a link", p.name, p.mac)
+		if p.fixed != nil {
+			m.publish() // time servers can be asked again
+		}
 		if p.fixed == nil && p.entry.DHCP == config.Off {
 			return
 		}
@@ -284,12 +298,16 @@ func (m *Manager) dhcp(ctx context.Context, link netlink.Link, p *port) {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
-			failures = 0
 			next.override(p.entry)
-			err = m.apply(link, next)
-			if err == nil {
-				raw, lease, given = nraw, next, time.Now()
+			if err = m.apply(link, next); err != nil {
+				failures++
+				break
 			}
+			if raw == nil {
+				m.publish() // the same lease as before the cable was pulled, maybe: time servers can be asked again
+			}
+			failures = 0
+			raw, lease, given = nraw, next, time.Now()
 		case errors.As(err, &nak):
 			raw = nil // start over at once
 			failures++
@@ -383,8 +401,9 @@ func (m *Manager) apply(link netlink.Link, l Lease) error {
 		return nil
 	}
 	m.leases[index] = l
+	whole := !m.partly[index]
 	m.mu.Unlock()
-	if had && old.same(l) && old.Saved == l.Saved {
+	if had && old.same(l) && old.Saved == l.Saved && whole {
 		return nil // renewed
 	}
 	if l.Saved {
@@ -394,14 +413,26 @@ func (m *Manager) apply(link netlink.Link, l Lease) error {
 	defer func() { // also after a panic: or the next try would find it done
 		if !configured {
 			m.mu.Lock()
-			delete(m.leases, index)
+			if delete(m.leases, index); had {
+				m.leases[index] = old // it is on the interface still
+			}
 			m.mu.Unlock()
 		}
 	}()
-	if err := m.configure(link, old.Address, l); err != nil {
-		return fmt.Errorf("configure %s: %w", l.Interface, err)
+	m.resize(link, l.MTU)
+	failed := m.configure(link, old.Address, l)
+	if failed != nil {
+		failed = fmt.Errorf("configure %s: %w", l.Interface, failed)
+	}
+	if failed != nil && !errors.Is(failed, errRoutes) {
+		return failed
 	}
 	configured = true
+	m.mu.Lock()
+	if delete(m.partly, index); failed != nil {
+		m.partly[index] = true // an address without its routes is better than none
+	}
+	m.mu.Unlock()
 	gw := l.Gateway
 	if gw == "" {
 		gw = "none"
@@ -413,15 +444,33 @@ func (m *Manager) apply(link netlink.Link, l Lease) error {
 		}
 	}
 	m.publish()
-	return nil
+	return failed
 }
 
-func configure(link netlink.Link, old netip.Prefix, l Lease) error {
-	if l.MTU != 0 && l.MTU != link.Attrs().MTU {
-		if err := netlink.LinkSetMTU(link, l.MTU); err != nil {
-			return fmt.Errorf("set MTU %d: %w", l.MTU, err)
-		}
+// resize sets an interface's MTU; 0 leaves it. Not every adaptor takes every one: then
+// its own stays.
+func (m *Manager) resize(link netlink.Link, mtu int) {
+	a := link.Attrs()
+	if mtu == 0 || mtu == a.MTU {
+		return
 	}
+	refused := ""
+	if err := m.setMTU(link, mtu); err != nil {
+		refused = fmt.Sprintf("an MTU of %d is refused (%v): it stays at %d", mtu, err, a.MTU)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if refused != "" && refused != m.mtu[a.Name] {
+		m.cfg.Errorf("network: %s: %s", a.Name, refused)
+	}
+	if delete(m.mtu, a.Name); refused != "" {
+		m.mtu[a.Name] = refused
+	}
+}
+
+var errRoutes = errors.New("its routes are incomplete")
+
+func configure(link netlink.Link, old netip.Prefix, l Lease) error {
 	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipnet(l.Address)}); err != nil {
 		return fmt.Errorf("add address %v: %w", l.Address, err)
 	}
@@ -434,6 +483,7 @@ func configure(link netlink.Link, old netip.Prefix, l Lease) error {
 	if len(routes) == 0 && l.Gateway != "" {
 		routes = []Route{{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: l.Gateway}}
 	}
+	var errs []error
 	for _, r := range routes {
 		nr := netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipnet(r.To), Protocol: unix.RTPROT_DHCP,
 			Src: l.Address.Addr().AsSlice(), Priority: 100 + link.Attrs().Index}
@@ -444,10 +494,10 @@ func configure(link netlink.Link, old netip.Prefix, l Lease) error {
 			nr.Scope = netlink.SCOPE_LINK
 		}
 		if err := netlink.RouteReplace(&nr); err != nil {
-			return fmt.Errorf("add route to %v: %w", r.To, err)
+			errs = append(errs, fmt.Errorf("%w: add route to %v: %w", errRoutes, r.To, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func ipnet(p netip.Prefix) *net.IPNet {

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,12 +10,14 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"skerry.internal/skerry/agent/config"
 )
@@ -195,6 +198,52 @@ func TestApplyIsOneAtATime(t *testing.T) {
 	if got := m.leases[7]; got.Address != freshLease.Address || got.Saved {
 		t.Errorf("lease in use = %+v; want the fresh one", got)
 	}
+}
+
+// What the interface can't do costs what can't be done, not the address.
+func TestPartlyConfigured(t *testing.T) {
+	var refuse error
+	var order []netip.Prefix
+	m, link, _ := manager(t, func(l Lease) error { order = append(order, l.Address); return refuse })
+	m.setMTU = func(netlink.Link, int) error { return unix.EINVAL }
+	has := func(want ...string) {
+		t.Helper()
+		got := m.Problems()
+		ok := len(got) == len(want)
+		for i := range got {
+			ok = ok && strings.Contains(got[i].What, want[i]) && got[i].Doing != ""
+		}
+		if !ok {
+			t.Errorf("Problems() = %+v; want %q, and what is done", got, want)
+		}
+	}
+	l := freshLease
+	l.MTU = 9000
+	if err := m.apply(link, l); err != nil || m.Address() != l.Address.Addr() {
+		t.Errorf("apply() with an MTU that is refused = %v, address %v; want the address", err, m.Address())
+	}
+	has("eth0: an MTU of 9000 is refused")
+	m.setMTU = func(netlink.Link, int) error { return nil }
+	l.MTU = 1400
+	refuse = fmt.Errorf("%w: no", errRoutes)
+	if err := m.apply(link, l); !errors.Is(err, errRoutes) || m.Address() != l.Address.Addr() {
+		t.Errorf("apply() without its routes = %v, address %v; want the address, and that they are missing", err, m.Address())
+	}
+	has("eth0: its routes are incomplete")
+	refuse = nil
+	if err := m.apply(link, l); err != nil || len(order) != 3 {
+		t.Errorf("apply() again = %v, configured %v; want it tried again", err, order)
+	}
+	has()
+	refuse = errors.New("no address")
+	if err := m.apply(link, savedLease); err == nil || m.Address() != l.Address.Addr() {
+		t.Errorf("apply() of what fails = %v, address %v; want the one from before, which is there still", err, m.Address())
+	}
+	m.setSilent("eth1", "10.0.0.1")
+	saved := savedLease
+	saved.Saved = true
+	m.leases[7] = saved
+	has("eth0: no DHCP server has answered; the last address, 10.0.2.15, is used", "eth1: gateway 10.0.0.1 does not answer")
 }
 
 func TestPanicIsRetried(t *testing.T) {

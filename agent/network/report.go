@@ -1,14 +1,17 @@
 package network
 
 import (
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"skerry.internal/skerry/agent/api"
+	"skerry.internal/skerry/agent/config"
 )
 
 // Address is the node's own address; invalid without one.
@@ -19,12 +22,33 @@ func (m *Manager) Address() netip.Addr {
 	return l.Address.Addr()
 }
 
-// SilentGateways are the gateways of fixed addresses that do not answer, by
-// interface.
-func (m *Manager) SilentGateways() map[string]string {
+// Problems says what is wrong with addresses that are in use.
+func (m *Manager) Problems() (list []api.Problem) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return maps.Clone(m.silent)
+	add := func(what, doing string) {
+		list = append(list, api.Problem{Where: "network", What: what, Doing: doing})
+	}
+	for _, i := range slices.Sorted(maps.Keys(m.leases)) {
+		l := m.leases[i]
+		switch p := m.ports[i]; {
+		case p != nil && !p.carrier:
+			add(fmt.Sprintf("%s: no cable is plugged in; its address %s is kept", l.Interface, l.Address.Addr()), "pods run on; plug the cable in again")
+		case l.Saved:
+			add(fmt.Sprintf("%s: no DHCP server has answered; the last address, %s, is used", l.Interface, l.Address.Addr()), "it is asked again and again")
+		}
+		if m.partly[i] {
+			add(fmt.Sprintf("%s: its routes are incomplete", l.Interface), "skerry node logs init shows what the kernel said; look at network.interfaces in "+config.FileName)
+		}
+	}
+	for _, port := range slices.Sorted(maps.Keys(m.silent)) {
+		add(fmt.Sprintf("%s: gateway %s does not answer: no other network is reached", port, m.silent[port]),
+			"it is asked again and again; look at network.interfaces in "+config.FileName)
+	}
+	for _, port := range slices.Sorted(maps.Keys(m.mtu)) {
+		add(port+": "+m.mtu[port], "correct mtu in "+config.FileName+", or what the DHCP server says of it")
+	}
+	return list
 }
 
 // Interfaces lists the wired interfaces as the kernel sees them now, whether

@@ -49,7 +49,9 @@ func (a *Authority) usable(crt, key string, l Leaf, now time.Time) bool {
 		return false
 	}
 	life := c.NotAfter.Sub(c.NotBefore)
-	if now.Before(c.NotBefore) || now.After(c.NotAfter.Add(-life/3)) {
+	// What ends with the authority can't be had any longer.
+	late := now.After(c.NotAfter.Add(-life/3)) && c.NotAfter.Before(a.Cert.NotAfter)
+	if now.Before(c.NotBefore) || late {
 		return false
 	}
 	return c.Subject.CommonName == l.CommonName &&

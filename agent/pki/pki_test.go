@@ -91,6 +91,7 @@ func TestEnsure(t *testing.T) {
 		{name: "same", a: inter, l: l, now: now},
 		{name: "half its life", a: inter, l: l, now: now.Add(LeafLife / 2)},
 		{name: "last third", a: inter, l: l, now: now.Add(LeafLife * 3 / 4), want: true},
+		{name: "as long as the authority", a: inter, l: l, now: now.Add(IntermediateLife - LeafLife/3), want: true},
 		{name: "clock went back", a: inter, l: l, now: now.Add(-48 * time.Hour), want: true},
 		{name: "new address", a: inter, l: moved, now: now, want: true},
 		{name: "other authority", a: other, l: l, now: now, want: true},
@@ -118,6 +119,27 @@ func TestEnsure(t *testing.T) {
 				t.Errorf("Ensure() again = %v, %v; want false", changed, err)
 			}
 		})
+	}
+}
+
+// A certificate that ends with its authority is not made anew over and over: none would last longer.
+func TestEnsureAtTheEnd(t *testing.T) {
+	now := time.Unix(1.8e9, 0)
+	_, inter := authorities(t, now)
+	l := Leaf{CommonName: "node"}
+	dir := t.TempDir()
+	made := 0
+	for day := range 6 * 365 {
+		changed, err := inter.Ensure(dir, "n", l, now.AddDate(0, 0, day))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if changed {
+			made++
+		}
+	}
+	if made < 7 || made > 8 {
+		t.Errorf("%d certificates in six years, with an authority of five; want one for each 243 days of five years, and none after", made)
 	}
 }
 

@@ -24,7 +24,8 @@ type Keeper struct {
 	Take     func(ctx context.Context, dst string) error // makes dst, a whole copy, or leaves nothing
 	Report   func(problem error)                         // of the schedule; nil: all is well again
 
-	mu sync.Mutex // one at a time
+	mu    sync.Mutex // one at a time
+	space func(path string) (size, free int64, err error)
 }
 
 const (
@@ -38,6 +39,9 @@ const (
 func (k *Keeper) Now(ctx context.Context, reason string) (s api.Snapshot, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.space == nil {
+		k.space = space
+	}
 	if err := os.MkdirAll(k.Dir, 0o700); err != nil {
 		return s, fmt.Errorf("make folder of snapshots: %w", err)
 	}
@@ -59,7 +63,7 @@ func (k *Keeper) Now(ctx context.Context, reason string) (s api.Snapshot, err er
 	if _, _, _, ok := parse(s.Name); !ok {
 		return s, fmt.Errorf("take snapshot: reason %q: want lower-case letters and digits", reason)
 	}
-	limit, err := k.makeRoom(list)
+	list, limit, err := k.makeRoom(list)
 	if err != nil {
 		return s, err
 	}
@@ -75,31 +79,28 @@ func (k *Keeper) Now(ctx context.Context, reason string) (s api.Snapshot, err er
 	return s, k.remove(surplus(append([]api.Snapshot{s}, list...), now, limit))
 }
 
-// makeRoom drops old snapshots until there is room for one more, but never the
-// newest, and says how many bytes all together may take: an eighth of the disk.
-func (k *Keeper) makeRoom(list []api.Snapshot) (limit int64, err error) {
+// makeRoom drops old snapshots, but never the newest, until there is room for one
+// more; none when that would not be enough. It returns those that are left, and how
+// many bytes all together may take: an eighth of the disk.
+func (k *Keeper) makeRoom(list []api.Snapshot) (left []api.Snapshot, limit int64, err error) {
 	st, err := os.Stat(k.Database)
 	if err != nil {
-		return 0, fmt.Errorf("look at database: %w", err)
+		return nil, 0, fmt.Errorf("look at database: %w", err)
 	}
-	for {
-		size, free, err := space(k.Dir)
-		if err != nil {
-			return 0, err
-		}
-		// What is left over must do for the log that grows meanwhile.
-		need := st.Size() + max(st.Size()/4, 8<<20)
-		if free >= need {
-			return size / 8, nil
-		}
-		if len(list) < 2 {
-			return 0, fmt.Errorf("take snapshot: %d MiB are free, want %d", free>>20, need>>20)
-		}
-		if err := k.remove(list[len(list)-1:]); err != nil {
-			return 0, err
-		}
-		list = list[:len(list)-1]
+	size, free, err := k.space(k.Dir)
+	if err != nil {
+		return nil, 0, err
 	}
+	// What is left over must do for the log that grows meanwhile.
+	need := st.Size() + max(st.Size()/4, 8<<20)
+	keep := len(list)
+	for would := free; would < need; keep-- {
+		if keep < 2 {
+			return nil, 0, fmt.Errorf("take snapshot: %d MiB are free, want %d", free>>20, need>>20)
+		}
+		would += list[keep-1].Bytes
+	}
+	return list[:keep], size / 8, k.remove(list[keep:])
 }
 
 func (k *Keeper) remove(drop []api.Snapshot) error {

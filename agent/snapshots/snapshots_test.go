@@ -255,6 +255,34 @@ func TestNow(t *testing.T) {
 	}
 }
 
+// Old snapshots go for a new one when that makes room enough, else none does.
+func TestMakeRoom(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		free int64
+		kept int // of three, of a MiB each; the new one is no part of it
+		ok   bool
+	}{{"room", 100 << 20, 3, true}, {"one is enough", 8 << 20, 2, true}, {"none would do", 1 << 20, 3, false}} {
+		dir := used(t)
+		db := filepath.Join(dir, databaseFile)
+		write(t, db, make([]byte, 1<<20))
+		k := &Keeper{Dir: filepath.Join(filepath.Dir(dir), "snapshots"), Database: db, space: func(string) (int64, int64, error) { return 1 << 30, tt.free + 1<<19, nil },
+			Take: func(_ context.Context, dst string) error { return os.WriteFile(dst, make([]byte, 1<<20), 0o600) }}
+		for i := range 3 {
+			write(t, filepath.Join(k.Dir, fmt.Sprintf("00000%d-2026010%dT000000Z-daily.db", i+1, i+1)), make([]byte, 1<<20))
+		}
+		s, err := k.Now(t.Context(), "daily")
+		list, lerr := List(k.Dir)
+		want := tt.kept
+		if tt.ok {
+			want++
+		}
+		if (err == nil) != tt.ok || lerr != nil || len(list) != want || tt.ok && list[0].Name != s.Name {
+			t.Errorf("%s: Now() = %+v, %v; left %v, %v; want %d", tt.name, s, err, list, lerr, want)
+		}
+	}
+}
+
 func TestDue(t *testing.T) {
 	now := time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)
 	for age, want := range map[time.Duration]bool{0: false, 23 * time.Hour: false, 24 * time.Hour: true, -time.Minute: false, -48 * time.Hour: true} {

@@ -35,6 +35,7 @@ func TestCable(t *testing.T) {
 		{true, `skerry: network: eth0 .*has a link`},
 		{true, `skerry: network: eth0 has address 10\.0\.2\.15/24, gateway 10\.0\.2\.2`},
 		{false, `skerry: network: eth0 has no link; its address is kept`},
+		{false, `! network: eth0: no cable is plugged in; its address 10\.0\.2\.15 is kept`}, // on the screen
 		{true, `skerry: network: eth0 .*has a link`},
 	} {
 		plug(step.plugged)

@@ -57,6 +57,6 @@ func careless(t *testing.T) string {
 	if err := os.WriteFile(file, changed, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r.host("../../build/skerry", "image", "build", "--board", "rpi4", "--project", sources, "-o", out)
+	r.host(skerryCommand(t), "image", "build", "--board", "rpi4", "--project", sources, "-o", out)
 	return filepath.Join(out, "skerry-rpi4.img")
 }

@@ -232,3 +232,27 @@ func TestFullState(t *testing.T) {
 		n.k(wait...)
 	}
 }
+
+// TestFullInodes takes the last inode of STATE while skerryd stands still, so that nobody
+// is evicted, and cuts the power. At the next start init gives up those it has kept:
+// without, skerryd could not start, and only the kubelet in it ends who has made so many.
+func TestFullInodes(t *testing.T) {
+	n := startStateNode(t)
+	n.ops()
+	n.k("create", "configmap", "kept", "--from-literal=a=b")
+	if got := n.problems(); strings.Contains(got, "too many files") {
+		t.Fatalf("at first: problems %s", got)
+	}
+	// In the background: what comes back from the shell goes through skerryd.
+	n.must(`(busybox sleep 1; busybox kill -STOP $(busybox pidof skerryd); busybox mkdir /proc/1/root/var/many; cd /proc/1/root/var/many; i=0
+		while true >$i; do i=$((i+1)); done; busybox sync; echo "<3>no inode is left after $i files" >/dev/kmsg) >/dev/null 2>&1 &`)
+	n.expect(`no inode is left after \d{4,} files`, 10*time.Minute)
+	n.again(func() {})
+	n.expect(`skerry: error: STATE has too many files: its reserve of 256 is given up`, bootTime)
+	n.expect(`skerry: node ready`, bootTime)
+	n.want("kept", "get", "configmap", "kept")
+	if got := n.problems(); !strings.Contains(got, "too many files") {
+		t.Errorf("problems: %s; want that there are too many files", got)
+	}
+	n.k("create", "configmap", "later", "--from-literal=a=b")
+}
