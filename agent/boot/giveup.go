@@ -129,8 +129,10 @@ func noteSlot(s *System) error {
 		if other := slot.Other(); err == nil && state.Phase() == slots.Steady && state.Status(other) == slots.OK {
 			return fmt.Errorf("slot %s: containerd does not start; slot %s is whole and is next after %d such boots", slot, other, slots.MaxBoots)
 		}
+		s.watchRot(slot)
 		return nil
 	}
+	defer s.watchRot(slot)
 	note, err := slotUp(s.disk.dev, slot)
 	if err != nil {
 		s.Console.Errorf("note slot: %v", err)

@@ -42,6 +42,7 @@ type known struct {
 	bootState bootReport
 
 	authorityEnds time.Time
+	rot           []api.Problem
 }
 
 // learn lets f write what Status reads.
@@ -93,7 +94,7 @@ func (s *System) Status() api.Status {
 	for _, m := range k.mistakes {
 		st.Mistakes = append(st.Mistakes, api.Mistake{Line: m.Line, Text: m.Text})
 	}
-	st.Problems = slices.Concat(problems(st), addresses, s.StateFaults(), nameProblems(k.responder), authorityProblems(st.Time, k.authorityEnds))
+	st.Problems = slices.Concat(k.rot, problems(st), addresses, s.StateFaults(), nameProblems(k.responder), authorityProblems(st.Time, k.authorityEnds))
 	return st
 }
 

@@ -18,6 +18,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/go-dmverity/pkg/dm"
 )
@@ -81,6 +82,33 @@ func Open(p Params) (string, error) {
 		return "", errors.Join(err, c.RemoveDevice("skerry-data"))
 	}
 	return root, nil
+}
+
+// Corrupted says whether the kernel has read a block of the verified device that is
+// not what was built, since it was opened. Such a read fails with EIO.
+func Corrupted() (bool, error) {
+	c, err := dm.Open()
+	if err != nil {
+		return false, fmt.Errorf("open device mapper: %w", err)
+	}
+	defer c.Close()
+	status, err := c.TableStatus("skerry-root", false)
+	if err != nil {
+		return false, err
+	}
+	return parseStatus(status)
+}
+
+// parseStatus reads what dm-verity reports: V, valid, or C, corrupted
+// (Documentation/admin-guide/device-mapper/verity.rst).
+func parseStatus(status string) (corrupted bool, err error) {
+	switch word, _, _ := strings.Cut(strings.TrimSpace(status), " "); word {
+	case "V":
+		return false, nil
+	case "C":
+		return true, nil
+	}
+	return false, fmt.Errorf("status of the verity device: got %q, want V or C", status)
 }
 
 func create(c *dm.Control, name string, target dm.Target) (string, error) {

@@ -64,3 +64,16 @@ func TestParseSuperblock(t *testing.T) {
 		}
 	}
 }
+
+func TestParseStatus(t *testing.T) {
+	for status, want := range map[string]bool{"V": false, "C": true, "C \n": true} {
+		if got, err := parseStatus(status); err != nil || got != want {
+			t.Errorf("parseStatus(%q) = %v, %v; want %v", status, got, err, want)
+		}
+	}
+	for _, status := range []string{"", "0 8 V", "corrupted"} {
+		if _, err := parseStatus(status); err == nil {
+			t.Errorf("parseStatus(%q) = nil; want an error", status)
+		}
+	}
+}

@@ -76,6 +76,31 @@ func TestRottenSlot(t *testing.T) {
 	}
 }
 
+// TestRotAtRunTime flips one bit of the root file system that only skerryd reads, when the
+// slot has come up: with another slot the node goes there, and becomes Ready. (Without one
+// it runs on and says what is wrong: TestTamper.)
+func TestRotAtRunTime(t *testing.T) {
+	image := bootImage(t)
+	slot := readSlotA(t, image)
+	_, bundle := newBundle(t)
+	vm := newMachine(t, "rpi4", "virt", image, bundle)
+	writeBoth(t, vm, slot)
+	at := packedWith(t, slot, pauseImage)
+	writeByte(t, vm, boards.SlotAStart+at, slot[at]^0x10)
+	powerOn(t, vm)
+	for _, want := range []string{
+		`skerry: slot a: starting `,
+		`skerry: note slot done`,
+		`skerry: error: slot a: its root file system is damaged`,
+		`skerry: error: slot a is marked bad; slot b is next`,
+		`skerry: slot b: starting `,
+		`skerry: slot b has come up; it is the good one now`,
+		`skerry: node ready`,
+	} {
+		await(t, vm, want, bootTime)
+	}
+}
+
 // writeBoth has a machine that is off hold the same in both slots.
 func writeBoth(t *testing.T, vm *qemu.VM, slot []byte) {
 	t.Helper()

@@ -174,6 +174,7 @@ func packedWith(t *testing.T, slot []byte, text string) int {
 const (
 	verityBlock = 4096
 	lateBlock   = "root block that skerryd reads"
+	pauseImage  = `"RepoTags":["skerry.internal/pause:1"]`
 )
 
 // Each case flips one bit of the image, in a throw-away overlay. Whole is the
@@ -191,7 +192,7 @@ func TestTamper(t *testing.T) {
 	super := boards.SlotBootSize
 	program := packedWith(t, slot, "path\tskerry.internal/skerry/agent/cmd/init\n")
 	tool := packedWith(t, slot, "Usage: %s [-c|-l filename] [-b block-size]") // of mkfs.ext4
-	archive := packedWith(t, slot, `"RepoTags":["skerry.internal/pause:1"]`)
+	archive := packedWith(t, slot, pauseImage)
 	for _, tt := range []struct {
 		name  string
 		at    []int
@@ -213,7 +214,8 @@ func TestTamper(t *testing.T) {
 		{"root block that is read later", []int{tool}, 0x10, []string{`check init done`, block(tool), `skerry: error: .*mkfs\.ext4.*input/output error`},
 			[]string{"STATE formatted", "refused"}},
 		// The only reader is skerryd, after the control plane has come up.
-		{lateBlock, []int{archive}, 0x10, []string{`unit containerd ready`, `skerry: registries ready`, block(archive), `skerry: error: import images: .*"/usr/share/skerry/images/pause\.tar": .*input/output error`},
+		{lateBlock, []int{archive}, 0x10, []string{`unit containerd ready`, `skerry: registries ready`, block(archive), `skerry: error: import images: .*"/usr/share/skerry/images/pause\.tar": .*input/output error`,
+			`! slot a: its root file system is damaged`},
 			[]string{"images ready", "refused"}},
 	} {
 		if tt.name == lateBlock && !testAll() {
