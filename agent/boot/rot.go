@@ -22,6 +22,8 @@ type rotWatch struct {
 	reboot    func()
 	say       func(format string, args ...any)
 	report    func([]api.Problem)
+
+	said string // the last that was said, once
 }
 
 const rotLook = 10 * time.Second
@@ -50,14 +52,15 @@ func (s *System) watchRot(slot slots.Slot) {
 func (w *rotWatch) turn() (done bool) {
 	bad, err := w.corrupted()
 	if err != nil {
-		w.say("slot %s: look for damage: %v", w.slot, err)
-		return true
+		w.once(fmt.Sprintf("slot %s: look for damage: %v", w.slot, err))
+		return false
 	}
 	if !bad {
 		return false
 	}
-	w.say("slot %s: its root file system is damaged: blocks differ from what was built", w.slot)
-	conclusion, err := w.leave()
+	const what = "its root file system is damaged: blocks differ from what was built"
+	w.once(fmt.Sprintf("slot %s: %s", w.slot, what))
+	conclusion, done, err := w.leave()
 	if conclusion != "" {
 		w.say("%s", conclusion)
 		w.reboot()
@@ -65,21 +68,33 @@ func (w *rotWatch) turn() (done bool) {
 	}
 	doing := "what can run does; flash the card anew"
 	if err != nil {
-		doing += fmt.Sprintf("; the other slot could not be made next: %v", err)
+		doing += fmt.Sprintf("; whether the other slot can be next is not known: %v", err)
 	}
-	w.report([]api.Problem{{Where: "slot " + string(w.slot), What: "its root file system is damaged: blocks differ from what was built", Doing: doing}})
-	return true
+	w.report([]api.Problem{{Where: "slot " + string(w.slot), What: what, Doing: doing}})
+	return done
 }
 
-// leave makes the other slot the next, if it is whole; else it concludes nothing.
-func (w *rotWatch) leave() (conclusion string, err error) {
-	state, _, err := readBootState(w.dev)
-	if errors.Is(err, slots.ErrNoState) || err == nil && (state.Phase() != slots.Steady || state.Status(w.slot.Other()) != slots.OK) {
-		return "", nil
+func (w *rotWatch) once(line string) {
+	if line != w.said {
+		w.said = line
+		w.say("%s", line)
 	}
-	if err != nil {
-		return "", err
+}
+
+// leave makes the other slot the next, if it is whole. Else it concludes nothing, and done
+// says that this is how it stays: there is no other, and no trial whose verdict is to come.
+func (w *rotWatch) leave() (conclusion string, done bool, err error) {
+	state, _, err := readBootState(w.dev)
+	switch {
+	case errors.Is(err, slots.ErrNoState):
+		return "", true, nil
+	case err != nil:
+		return "", false, err
+	case state.Phase() != slots.Steady:
+		return "", false, nil
+	case state.Status(w.slot.Other()) != slots.OK:
+		return "", true, nil
 	}
 	_, conclusion, err = giveUp(w.dev, w.slot)
-	return conclusion, err
+	return conclusion, false, err
 }

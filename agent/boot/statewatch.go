@@ -26,9 +26,9 @@ import (
 // there is room.
 //
 // Too many files: ext4 keeps no inodes for the system. So some are kept by empty files, and
-// given up when there are no others and skerryd has yet to start: it can't without a new
-// file, and only the kubelet in it can end the pod that has made so many. While it runs
-// they are kept, or that pod would take these too.
+// given up at the start, before any pod runs, when there are no others: skerryd can't start
+// without a new file, and only the kubelet in it ends the pod that has made so many. Later
+// that pod would take these too. So a skerryd that is down then has the node reboot.
 //
 // Read-only: the kernel refuses writes after it has found an error. What runs, runs
 // on; after a while the node reboots, in order, and e2fsck repairs STATE.
@@ -55,7 +55,9 @@ type stateWatch struct {
 	broken  time.Time // since when writing fails
 	cause   error
 	leaving bool
-	quiet   bool // settled was called
+	quiet   bool      // settled was called
+	looked  bool      // at the inodes
+	stuck   time.Time // since when skerryd is down and there are no inodes
 }
 
 const (
@@ -63,6 +65,7 @@ const (
 	maxBallast  = 64 << 20
 	minFree     = 8 << 20
 	spareFiles  = 256
+	stuckFor    = 10 * time.Minute
 	firstFault  = 30 * time.Minute // from the first failed write to the reboot
 	lastFault   = 24 * time.Hour
 	settleAfter = 24 * time.Hour
@@ -84,7 +87,7 @@ func watchState(s *System) error {
 		dir: stateDir, ballast: ballastFile, spares: sparesDir, faults: faults, since: time.Now(), now: time.Now,
 		errors: filepath.Join("/sys/fs/ext4", filepath.Base(dev), "errors_count"),
 		statfs: unix.Statfs, probe: func() error { return probeWrite(initDir) }, say: s.Console.Errorf,
-		reboot: func() { s.request(Request{unix.LINUX_REBOOT_CMD_RESTART, "reboot, to repair STATE"}) },
+		reboot: func() { s.request(Request{unix.LINUX_REBOOT_CMD_RESTART, "reboot, for STATE's sake"}) },
 		ready: func() bool {
 			return slices.ContainsFunc(s.units.Report(), func(u api.Unit) bool { return u.Name == skerryd.Name && u.State == "ready" })
 		},
@@ -225,20 +228,50 @@ func (w *stateWatch) balance(st unix.Statfs_t) []api.Problem {
 
 // spare gives the spare inodes up or makes them.
 func (w *stateWatch) spare(st unix.Statfs_t) []api.Problem {
+	first := !w.looked
+	w.looked = true
 	_, err := os.Lstat(w.spares)
 	there := err == nil
+	tight := st.Files > 0 && st.Ffree < spareFiles/2
+	if !tight || w.ready() {
+		w.stuck = time.Time{}
+	}
 	switch {
-	case there && st.Ffree < spareFiles/2 && !w.ready():
-		if err := os.RemoveAll(w.spares); err != nil {
+	case tight && first:
+		if err := dropSpares(w.spares); err != nil {
 			return []api.Problem{{Where: "STATE", What: fmt.Sprintf("it has too many files, and its reserve can't be given up: %v", err)}}
 		}
 		w.say("STATE has too many files: its reserve of %d is given up, so that skerryd can start", spareFiles)
+	case tight && !w.ready():
+		if w.stuck.IsZero() {
+			w.stuck = w.now()
+		}
+		left := stuckFor - w.now().Sub(w.stuck)
+		if left <= 0 && !w.leaving {
+			w.leaving = true
+			w.say("rebooting, so that skerryd can start before the pods that take all files of STATE")
+			w.reboot()
+		}
+		return []api.Problem{{Where: "STATE", What: "no file can be made, and skerryd, which ends the pods that make so many, does not run",
+			Doing: fmt.Sprintf("the node reboots in %v, so that it starts before them", max(left, 0).Round(time.Minute))}}
 	case !there && st.Ffree > 16*spareFiles:
 		if err := makeSpares(w.spares); err != nil {
 			return []api.Problem{{Where: "STATE", What: fmt.Sprintf("its reserve of files can't be made: %v", err)}}
 		}
 	}
 	return nil
+}
+
+// dropSpares removes the folder, of which nothing may be left that looks like a whole one.
+func dropSpares(dir string) error {
+	part := dir + ".part"
+	if err := os.RemoveAll(part); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, part); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(part)
 }
 
 // makeSpares makes the folder whole or not at all.

@@ -70,14 +70,14 @@ type Manager struct {
 	ipv6   map[int][]netip.Prefix // addresses that are not link-local, by interface index
 	partly map[int]bool           // leases in use that lack a route, by interface index
 	silent map[string]string      // gateways of fixed addresses that don't answer, by interface
-	mtu    map[string]string      // MTUs that were refused, with the reason, by interface
+	mtu    map[int]string         // MTUs that were refused, with the reason, by interface index
 }
 
 // port is one wired interface, or a VLAN on one.
 type port struct {
 	name    string
 	mac     net.HardwareAddr
-	carrier bool
+	carrier bool // written by link, with mu
 	vlan    int
 	entry   config.Interface   // of skerry.yaml; empty: DHCP
 	fixed   *Lease             // nil: DHCP, or no IPv4
@@ -91,7 +91,7 @@ func New(cfg Config) *Manager {
 		cfg.Patience = 10 * time.Second
 	}
 	return &Manager{cfg: cfg, retry: 10 * time.Second, configure: configure, setMTU: netlink.LinkSetMTU, wired: func(name string) bool { return Wired("/sys", name) }, up: make(chan struct{}), wake: make(chan struct{}, 1),
-		ports: map[int]*port{}, leases: map[int]Lease{}, ipv6: map[int][]netip.Prefix{}, partly: map[int]bool{}, silent: map[string]string{}, mtu: map[string]string{}}
+		ports: map[int]*port{}, leases: map[int]Lease{}, ipv6: map[int][]netip.Prefix{}, partly: map[int]bool{}, silent: map[string]string{}, mtu: map[int]string{}}
 }
 
 // Up is closed when the first interface has an address.
@@ -150,26 +150,18 @@ func (m *Manager) keep(ctx context.Context, name string, f func()) {
 // follow handles link events until the subscription breaks.
 func (m *Manager) follow(ctx context.Context) error {
 	ch, addresses, done := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan struct{})
-	defer func() {
-		close(done)
-		go func() { // whoever sends must not wait forever for a reader
-			for range ch {
-			}
-		}()
-		go func() {
-			for range addresses {
-			}
-		}()
-	}()
+	defer close(done)
 	var broken, brokenAddr error
 	err := netlink.LinkSubscribeWithOptions(ch, done, netlink.LinkSubscribeOptions{ListExisting: true, ErrorCallback: func(err error) { broken = err }})
 	if err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
+	defer drain(ch)
 	err = netlink.AddrSubscribeWithOptions(addresses, done, netlink.AddrSubscribeOptions{ListExisting: true, ErrorCallback: func(err error) { brokenAddr = err }})
 	if err != nil {
 		return fmt.Errorf("watch addresses: %w", err)
 	}
+	defer drain(addresses)
 	m.mu.Lock()
 	clear(m.ipv6) // what is there is told anew
 	m.mu.Unlock()
@@ -191,6 +183,14 @@ func (m *Manager) follow(ctx context.Context) error {
 	}
 }
 
+// drain lets whoever sends end: it must not wait for a reader for ever.
+func drain[T any](ch chan T) {
+	go func() {
+		for range ch {
+		}
+	}()
+}
+
 // link handles one event: an interface that is new, gone, plugged or unplugged.
 func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 	a := u.Link.Attrs()
@@ -205,7 +205,7 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 			delete(m.leases, a.Index)
 			delete(m.ipv6, a.Index)
 			delete(m.partly, a.Index)
-			delete(m.mtu, p.name)
+			delete(m.mtu, a.Index)
 			m.mu.Unlock()
 			m.publish()
 			m.cfg.Printf("network: %s is gone", p.name)
@@ -246,7 +246,7 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 	carrier := u.IfInfomsg.Flags&unix.IFF_LOWER_UP != 0 && u.IfInfomsg.Flags&unix.IFF_UP != 0
 	switch {
 	case carrier && !p.carrier:
-		p.carrier = true
+		m.setCarrier(p, true)
 		m.cfg.Printf("network: %s (%s) has a link", p.name, p.mac)
 		if p.fixed != nil {
 			m.publish() // time servers can be asked again
@@ -267,10 +267,16 @@ func (m *Manager) link(ctx context.Context, u netlink.LinkUpdate) {
 			})
 		}(p.done)
 	case !carrier && p.carrier:
-		p.carrier = false
+		m.setCarrier(p, false)
 		m.cfg.Printf("network: %s has no link; its address is kept", p.name)
 		m.stop(p)
 	}
+}
+
+func (m *Manager) setCarrier(p *port, carrier bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.carrier = carrier
 }
 
 // stop ends a port's DHCP client.
@@ -299,7 +305,12 @@ func (m *Manager) dhcp(ctx context.Context, link netlink.Link, p *port) {
 			return
 		case err == nil:
 			next.override(p.entry)
-			if err = m.apply(link, next); err != nil {
+			err = m.apply(link, next)
+			if errors.Is(err, errRoutes) { // tried again when the lease is renewed
+				m.cfg.Errorf("network: %v", err)
+				err = nil
+			}
+			if err != nil {
 				failures++
 				break
 			}
@@ -451,20 +462,19 @@ func (m *Manager) apply(link netlink.Link, l Lease) error {
 // its own stays.
 func (m *Manager) resize(link netlink.Link, mtu int) {
 	a := link.Attrs()
-	if mtu == 0 || mtu == a.MTU {
-		return
-	}
 	refused := ""
-	if err := m.setMTU(link, mtu); err != nil {
-		refused = fmt.Sprintf("an MTU of %d is refused (%v): it stays at %d", mtu, err, a.MTU)
+	if mtu != 0 {
+		if err := m.setMTU(link, mtu); err != nil {
+			refused = fmt.Sprintf("%s: an MTU of %d is refused (%v): it keeps its own", a.Name, mtu, err)
+		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if refused != "" && refused != m.mtu[a.Name] {
-		m.cfg.Errorf("network: %s: %s", a.Name, refused)
+	if refused != "" && refused != m.mtu[a.Index] {
+		m.cfg.Errorf("network: %s", refused)
 	}
-	if delete(m.mtu, a.Name); refused != "" {
-		m.mtu[a.Name] = refused
+	if delete(m.mtu, a.Index); refused != "" {
+		m.mtu[a.Index] = refused
 	}
 }
 

@@ -223,6 +223,11 @@ func TestPartlyConfigured(t *testing.T) {
 		t.Errorf("apply() with an MTU that is refused = %v, address %v; want the address", err, m.Address())
 	}
 	has("eth0: an MTU of 9000 is refused")
+	l.MTU = 0 // the server says nothing of it any more
+	if err := m.apply(link, l); err != nil {
+		t.Fatal(err)
+	}
+	has()
 	m.setMTU = func(netlink.Link, int) error { return nil }
 	l.MTU = 1400
 	refuse = fmt.Errorf("%w: no", errRoutes)
@@ -231,7 +236,7 @@ func TestPartlyConfigured(t *testing.T) {
 	}
 	has("eth0: its routes are incomplete")
 	refuse = nil
-	if err := m.apply(link, l); err != nil || len(order) != 3 {
+	if err := m.apply(link, l); err != nil || len(order) != 4 {
 		t.Errorf("apply() again = %v, configured %v; want it tried again", err, order)
 	}
 	has()

@@ -45,8 +45,8 @@ func (m *Manager) Problems() (list []api.Problem) {
 		add(fmt.Sprintf("%s: gateway %s does not answer: no other network is reached", port, m.silent[port]),
 			"it is asked again and again; look at network.interfaces in "+config.FileName)
 	}
-	for _, port := range slices.Sorted(maps.Keys(m.mtu)) {
-		add(port+": "+m.mtu[port], "correct mtu in "+config.FileName+", or what the DHCP server says of it")
+	for _, i := range slices.Sorted(maps.Keys(m.mtu)) {
+		add(m.mtu[i], "correct mtu in "+config.FileName+", or what the DHCP server says of it")
 	}
 	return list
 }
