@@ -56,7 +56,7 @@ type stateWatch struct {
 	cause   error
 	leaving bool
 	quiet   bool      // settled was called
-	looked  bool      // at the inodes
+	looked  bool      // once
 	stuck   time.Time // since when skerryd is down and there are no inodes
 }
 
@@ -129,6 +129,8 @@ func (s *System) StateFaults() []api.Problem {
 
 // turn looks once.
 func (w *stateWatch) turn() {
+	first := !w.looked // no pod runs yet
+	w.looked = true
 	var st unix.Statfs_t
 	if err := w.statfs(w.dir, &st); err != nil {
 		w.set(api.Problem{Where: "STATE", What: err.Error()})
@@ -136,7 +138,7 @@ func (w *stateWatch) turn() {
 	}
 	var list []api.Problem
 	if w.writable(st) {
-		list = append(w.balance(st), w.spare(st)...)
+		list = append(w.balance(st), w.spare(st, first)...)
 		if !w.quiet && w.now().Sub(w.since) > settleAfter {
 			w.quiet = true
 			if err := w.settled(); err != nil {
@@ -227,9 +229,7 @@ func (w *stateWatch) balance(st unix.Statfs_t) []api.Problem {
 }
 
 // spare gives the spare inodes up or makes them.
-func (w *stateWatch) spare(st unix.Statfs_t) []api.Problem {
-	first := !w.looked
-	w.looked = true
+func (w *stateWatch) spare(st unix.Statfs_t, first bool) []api.Problem {
 	_, err := os.Lstat(w.spares)
 	there := err == nil
 	tight := st.Files > 0 && st.Ffree < spareFiles/2
@@ -237,12 +237,12 @@ func (w *stateWatch) spare(st unix.Statfs_t) []api.Problem {
 		w.stuck = time.Time{}
 	}
 	switch {
-	case tight && first:
+	case tight && there && first:
 		if err := dropSpares(w.spares); err != nil {
 			return []api.Problem{{Where: "STATE", What: fmt.Sprintf("it has too many files, and its reserve can't be given up: %v", err)}}
 		}
 		w.say("STATE has too many files: its reserve of %d is given up, so that skerryd can start", spareFiles)
-	case tight && !w.ready():
+	case tight && there && !w.ready(): // without a reserve a reboot would change nothing
 		if w.stuck.IsZero() {
 			w.stuck = w.now()
 		}

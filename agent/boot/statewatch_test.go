@@ -136,6 +136,13 @@ func TestSpares(t *testing.T) {
 			t.Fatalf("after the spares were given up: %v", err)
 		}
 	}
+	for range 2 {
+		now = now.Add(stuckFor)
+		w.turn()
+	}
+	if len(said) != 1 || reboots != 1 {
+		t.Errorf("without a reserve: said %q, reboots %d; want no more of either, as neither would help", said, reboots)
+	}
 	for _, name := range mine {
 		if err := os.Remove(name); err != nil {
 			t.Fatal(err)

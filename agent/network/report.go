@@ -38,7 +38,7 @@ func (m *Manager) Problems() (list []api.Problem) {
 			add(fmt.Sprintf("%s: no DHCP server has answered; the last address, %s, is used", l.Interface, l.Address.Addr()), "it is asked again and again")
 		}
 		if m.partly[i] {
-			add(fmt.Sprintf("%s: its routes are incomplete", l.Interface), "skerry node logs init shows what the kernel said; look at network.interfaces in "+config.FileName)
+			add(fmt.Sprintf("%s: its routes are incomplete", l.Interface), "skerry node logs NODE kernel shows why; look at network.interfaces in "+config.FileName)
 		}
 	}
 	for _, port := range slices.Sorted(maps.Keys(m.silent)) {

@@ -235,7 +235,7 @@ func TestFullState(t *testing.T) {
 
 // TestFullInodes takes the last inode of STATE while skerryd stands still, so that nobody
 // is evicted, and cuts the power. At the next start init gives up those it has kept:
-// without, skerryd could not start, and only the kubelet in it ends who has made so many.
+// skerryd writes a new file when it starts (its count of boots), and only the kubelet in it ends who has made so many.
 func TestFullInodes(t *testing.T) {
 	n := startStateNode(t)
 	n.ops()
