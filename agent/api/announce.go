@@ -5,6 +5,11 @@ import "strings"
 // ServiceType is what nodes announce themselves as by DNS-SD.
 const ServiceType = "_skerry._tcp"
 
+// LocalNameFile is the name, in init's directory in /run, of the file that holds
+// the name this node answers to in .local: another than its hostname where another
+// node has that.
+const LocalNameFile = "local-name"
+
 // Announcement is what a node tells everybody on its network.
 type Announcement struct {
 	Version string

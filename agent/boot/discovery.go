@@ -4,9 +4,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"skerry.internal/skerry/agent/api"
+	"skerry.internal/skerry/agent/atomicfile"
 	"skerry.internal/skerry/agent/discovery"
 	"skerry.internal/skerry/agent/network"
 	"skerry.internal/skerry/agent/provision"
@@ -19,6 +21,11 @@ func announceNode(s *System) error {
 	b, err := provision.Load(stateDir)
 	r := discovery.New(discovery.Config{
 		Host: s.hostname, Port: api.Port, Use: func(name string) bool { return network.Wired("/sys", name) },
+		Named: func(name string) { // skerryd's certificates are valid for it, too
+			if err := atomicfile.WriteFile(filepath.Join(runDir, api.LocalNameFile), []byte(name+"\n"), 0o644); err != nil {
+				s.Console.Errorf("tell skerryd of the name %s.local: %v", name, err)
+			}
+		},
 		Printf: s.Console.Printf, Errorf: s.Console.Errorf,
 	}, s.announcement(b, err != nil))
 	s.learn(func(k *known) { k.responder = r })

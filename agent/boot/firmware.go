@@ -45,7 +45,7 @@ func (s *System) readFirmware() (restart bool, err error) {
 	case asked:
 		return false, nil // what else is on FIRMWARE is for the node that comes after
 	}
-	data, err := os.ReadFile(filepath.Join(firmwareDir, config.FileName))
+	data, err := config.ReadFile(filepath.Join(firmwareDir, config.FileName))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = nil // all defaults

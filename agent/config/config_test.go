@@ -191,6 +191,23 @@ func TestTaintString(t *testing.T) {
 	}
 }
 
+// Of a file without end no more is read than Parse needs to refuse it.
+func TestReadFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), FileName)
+	for _, size := range []int64{0, MaxSize, MaxSize + 1, 1 << 40} {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(file, size); err != nil {
+			t.Fatal(err)
+		}
+		data, err := ReadFile(file)
+		if want := min(size, MaxSize+1); err != nil || int64(len(data)) != want {
+			t.Errorf("of %d bytes ReadFile() = %d bytes, %v; want %d", size, len(data), err, want)
+		}
+	}
+}
+
 // A file of the largest size must not keep a small processor busy.
 func TestParseIsLinear(t *testing.T) {
 	for _, piece := range []string{"[", "a: b\n", "a:\n\t- b\n", "- ", "{a: ", "\"", "? ", "&a ", "---\n"} {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -21,12 +22,23 @@ import (
 // the console.
 const maxMistakes = 20
 
-// Parse reads a file. It never fails as a whole: what could not be understood
+// ReadFile reads the file at path for Parse: of one that is too large no more than
+// Parse needs to say so.
+func ReadFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, MaxSize+1))
+}
+
+// Parse reads the text of a file. It never fails as a whole: what could not be understood
 // is returned as mistakes, in the order of the file, and has its default.
 func Parse(data []byte) (*Config, []Mistake) {
 	c := &Config{}
 	if len(data) > MaxSize {
-		return c, []Mistake{{Text: fmt.Sprintf("got %d bytes, want at most %d; all of it is ignored", len(data), MaxSize)}}
+		return c, []Mistake{{Text: fmt.Sprintf("got more than %d bytes; all of it is ignored", MaxSize)}}
 	}
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
 	if !utf8.Valid(data) || bytes.ContainsRune(data, 0) {

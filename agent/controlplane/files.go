@@ -14,6 +14,7 @@ import (
 // Node says who the API server is to its clients.
 type Node struct {
 	Name      string   // also valid as Name.local
+	Others    []string // names that it answers to in .local where another node has its own
 	Addresses []net.IP // of this machine
 	ServiceIP net.IP   // of the service "kubernetes"
 }
@@ -21,7 +22,8 @@ type Node struct {
 // EnsureFiles keeps all that the control plane needs in dir valid: files that
 // caFile (the cluster's root) and a, the intermediate in signing.crt and
 // signing.key, vouch for. server is the API server's URL for its own programs.
-// changed says that a certificate was made anew.
+// changed says that a certificate was made anew that programs read at their start
+// only.
 func EnsureFiles(dir, caFile string, a *pki.Authority, n Node, server string, now time.Time) (_ Files, changed bool, err error) {
 	path := func(name string) string { return filepath.Join(dir, name) }
 	f := Files{
@@ -52,22 +54,24 @@ func EnsureFiles(dir, caFile string, a *pki.Authority, n Node, server string, no
 		}
 		changed = true
 	}
+	names := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost", n.Name, n.Name + ".local"}
+	for _, other := range n.Others {
+		names = append(names, other, other+".local")
+	}
 	ips := append([]net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, n.ServiceIP}, n.Addresses...)
 	for _, l := range []struct {
 		name string
 		by   *pki.Authority
 		leaf pki.Leaf
 	}{
-		{"apiserver", a, pki.Leaf{CommonName: "kube-apiserver", Server: true, IPs: ips, DNSNames: slices.Compact([]string{
-			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
-			"localhost", n.Name, n.Name + ".local"})}},
+		{"apiserver", a, pki.Leaf{CommonName: "kube-apiserver", Server: true, IPs: ips, DNSNames: slices.Compact(names)}},
 		{"apiserver-kubelet-client", a, pki.Leaf{CommonName: "kube-apiserver-kubelet-client", Organization: []string{"system:masters"}}},
 		{"front-proxy-client", front, pki.Leaf{CommonName: "front-proxy-client"}},
 		{"controller-manager", a, pki.Leaf{CommonName: "system:kube-controller-manager"}},
 		{"scheduler", a, pki.Leaf{CommonName: "system:kube-scheduler"}},
 	} {
 		made, err := l.by.Ensure(dir, l.name, l.leaf, now)
-		changed = changed || made
+		changed = changed || made && l.name != "apiserver" // it reads its own again by itself
 		if err != nil {
 			return f, false, fmt.Errorf("certificate %s: %w", l.name, err)
 		}

@@ -31,7 +31,9 @@ type Config struct {
 	Host string // the name to have, one label
 	Port int    // of the service
 	// Use picks the interfaces by name.
-	Use            func(name string) bool
+	Use func(name string) bool
+	// Named is told of each name that is put to use, without .local; may be nil.
+	Named          func(name string)
 	Printf, Errorf func(format string, args ...any)
 }
 
@@ -370,6 +372,9 @@ func (s *session) host() string {
 
 // claimName puts the name to use and says if it is not the node's own.
 func (s *session) claimName() {
+	if named := s.r.cfg.Named; named != nil {
+		named(s.host())
+	}
 	if s.tries == 0 {
 		s.r.setName(s.host(), "")
 		return

@@ -21,9 +21,12 @@ type certificate struct {
 }
 
 func (c *certificate) get(cfg Config) (*tls.Certificate, error) {
-	name, addresses := cfg.Names()
-	leaf := pki.Leaf{CommonName: "skerry status API of " + name, Server: true,
-		DNSNames: slices.Compact([]string{name, name + ".local", "localhost"}), IPs: addresses}
+	names, addresses := cfg.Names()
+	leaf := pki.Leaf{CommonName: "skerry status API of " + names[0], Server: true, IPs: addresses}
+	for _, name := range names {
+		leaf.DNSNames = append(leaf.DNSNames, name, name+".local")
+	}
+	leaf.DNSNames = slices.Compact(append(leaf.DNSNames, "localhost"))
 	now := cfg.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()

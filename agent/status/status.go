@@ -38,8 +38,9 @@ type Config struct {
 	Root *x509.Certificate
 	// Authority issues the node's own certificate.
 	Authority *pki.Authority
-	// Names returns the node's name and all its addresses as they are now.
-	Names func() (hostname string, addresses []net.IP)
+	// Names returns the node's names, the hostname first, and all its addresses as
+	// they are now.
+	Names func() (names []string, addresses []net.IP)
 	// Now is the best guess at the time; certificates are judged by it.
 	Now func() time.Time
 
@@ -258,8 +259,8 @@ func (s *Server) handleReset(w http.ResponseWriter, r *http.Request) {
 	if !read(w, r, &body) {
 		return
 	}
-	if name, _ := s.cfg.Names(); body.Confirm != name || name == "" {
-		fail(w, http.StatusBadRequest, "confirm %q: want the node's name, which is %q", body.Confirm, name)
+	if names, _ := s.cfg.Names(); body.Confirm != names[0] || names[0] == "" {
+		fail(w, http.StatusBadRequest, "confirm %q: want the node's name, which is %q", body.Confirm, names[0])
 		return
 	}
 	s.cfg.Printf("factory reset asked for by %q through the status API", r.TLS.PeerCertificates[0].Subject.CommonName)

@@ -69,7 +69,7 @@ func serve(t *testing.T, change func(*Config)) *served {
 	s.root, s.inter = authority(t, time.Now().Add(-24*time.Hour))
 	cfg := Config{
 		Root: s.root.Cert, Authority: s.inter, Now: func() time.Time { return s.now },
-		Names:  func() (string, []net.IP) { return "barn-1", []net.IP{net.IPv4(127, 0, 0, 1)} },
+		Names:  func() ([]string, []net.IP) { return []string{"barn-1"}, []net.IP{net.IPv4(127, 0, 0, 1)} },
 		Status: func() api.Status { return api.Status{Node: api.Node{Name: "barn-1"}, Slot: "a"} },
 		Units:  []string{"skerryd"},
 		UnitLog: func(ctx context.Context, w io.Writer, unit string, lines int, follow bool) error {
@@ -300,8 +300,8 @@ func TestFollow(t *testing.T) {
 func TestCertificate(t *testing.T) {
 	now := time.Now()
 	_, inter := authority(t, now)
-	name, addresses, at := "barn-1", []net.IP{net.IPv4(10, 0, 0, 1)}, now
-	cfg := Config{Authority: inter, Names: func() (string, []net.IP) { return name, addresses }, Now: func() time.Time { return at }}
+	names, addresses, at := []string{"barn-1"}, []net.IP{net.IPv4(10, 0, 0, 1)}, now
+	cfg := Config{Authority: inter, Names: func() ([]string, []net.IP) { return names, addresses }, Now: func() time.Time { return at }}
 	var c certificate
 	last, err := c.get(cfg)
 	if err != nil {
@@ -318,7 +318,8 @@ func TestCertificate(t *testing.T) {
 		{"three years forward", func() { at = at.Add(3 * pki.LeafLife) }, true},
 		{"a day back", func() { at = at.Add(-24 * time.Hour) }, true},
 		{"address", func() { addresses = []net.IP{net.IPv4(10, 0, 0, 2)} }, true},
-		{"hostname", func() { name = "barn-2" }, true},
+		{"hostname", func() { names = []string{"barn-2"} }, true},
+		{"another node has it", func() { names = []string{"barn-2", "barn-2-2"} }, true},
 		{"nothing again", func() {}, false},
 	} {
 		tt.change()
@@ -326,8 +327,10 @@ func TestCertificate(t *testing.T) {
 		if err != nil || (got != last) != tt.want {
 			t.Errorf("%s: made anew %v, %v; want %v", tt.name, got != last, err, tt.want)
 		}
-		if err := got.Leaf.VerifyHostname(name + ".local"); err != nil {
-			t.Errorf("%s: %v", tt.name, err)
+		for _, name := range names {
+			if err := got.Leaf.VerifyHostname(name + ".local"); err != nil {
+				t.Errorf("%s: %v", tt.name, err)
+			}
 		}
 		if err := got.Leaf.VerifyHostname(addresses[0].String()); err != nil {
 			t.Errorf("%s: %v", tt.name, err)

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -24,6 +26,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"skerry.internal/skerry/agent/api"
+	"skerry.internal/skerry/agent/discovery"
 	"skerry.internal/skerry/imagebuild/cluster"
 	"skerry.internal/skerry/imagebuild/discover"
 	"skerry.internal/skerry/qemu"
@@ -34,9 +37,10 @@ const inNamespace = "SKERRY_TEST_IN_NAMESPACE"
 
 // TestAddress is a person on the node's network, which is a namespace that the test
 // makes, with a DHCP server: skerry discover finds the node, and skerry node and kubectl
-// reach it. Then the server hands out another address: all of it works again with that,
-// and no container was restarted. That the new address does not answer before, and the
-// old one does not any more, is the twin.
+// reach it. Another node there has its name, so it is barn-1-2.local. Then the other goes
+// and the server hands out another address: all of it works again with that and with the
+// node's own name, and no container was restarted. That the new address does not answer
+// before, and the old one does not any more, is the twin.
 func TestAddress(t *testing.T) {
 	if os.Getenv(inNamespace) == "" {
 		busybox(t) // there is nothing to fetch it from in the namespace
@@ -56,6 +60,7 @@ func TestAddress(t *testing.T) {
 	server := serveDHCP(t, plugIn(t))
 	first, second := netip.MustParseAddr("10.0.2.15"), netip.MustParseAddr("10.0.2.50")
 	server.give(first)
+	leave := namesake(t)
 	n := startNode(t, func(c *qemu.Config) { c.Tap, c.Forwards = laptop, nil })
 	relay(t, "10.0.2.2:"+n.registry, "127.0.0.1:"+n.registry)
 	if err := n.use(first); err != nil {
@@ -65,17 +70,18 @@ func TestAddress(t *testing.T) {
 	n.k("wait", "--for=delete", "pod/sickly", "--timeout=120s")
 	n.k("expose", "deployment", "web", "--name=outside", "--type=NodePort", "--port=8080")
 	before := n.containers()
-	n.reachable(first)
-	if err := n.dialed(second); err == nil {
+	n.reachable(first, "barn-1-2")
+	if err := n.dialed(second, "barn-1"); err == nil {
 		t.Errorf("the node answers at %v before it has that address", second)
 	}
 
 	begin := time.Now()
+	leave()
 	server.give(second)
 	n.expect(`skerry: network: eth0 has address 10\.0\.2\.50/24, gateway 10\.0\.2\.2`, 3*time.Minute)
-	n.reachable(second)
+	n.reachable(second, "barn-1")
 	t.Logf("all reachable at the new address after %.0f s", time.Since(begin).Seconds())
-	if err := n.dialed(first); err == nil {
+	if err := n.dialed(first, "barn-1"); err == nil {
 		t.Errorf("the node still answers at %v", first)
 	}
 	if after := n.containers(); after != before {
@@ -156,6 +162,18 @@ func serveDHCP(t *testing.T, link string) *dhcpServer {
 	return s
 }
 
+// namesake has the test's end of the cable be a node named barn-1, until it leaves.
+func namesake(t *testing.T) (leave func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	r := discovery.New(discovery.Config{Host: "barn-1", Port: api.Port, Use: func(name string) bool { return name == laptop }, Printf: t.Logf, Errorf: t.Errorf},
+		api.Announcement{ID: "namesake"})
+	done := make(chan struct{})
+	go func() { defer close(done); r.Run(ctx) }()
+	leave = func() { cancel(); <-done }
+	t.Cleanup(leave)
+	return leave
+}
+
 // relay passes connections from one address on to another.
 func relay(t *testing.T, from, to string) {
 	t.Helper()
@@ -197,13 +215,13 @@ func (n *node) use(addr netip.Addr) error {
 	return os.WriteFile(n.kubeconfig, data, 0o600)
 }
 
-func (n *node) reachable(addr netip.Addr) {
+func (n *node) reachable(addr netip.Addr, local string) {
 	n.t.Helper()
-	n.eventually(fmt.Sprintf("everything reaches the node at %v", addr), func() error { return n.reached(addr) })
+	n.eventually(fmt.Sprintf("everything reaches the node at %v and as %s.local", addr, local), func() error { return n.reached(addr, local) })
 }
 
-// reached asks for the node at an address, by all the ways there are.
-func (n *node) reached(addr netip.Addr) error {
+// reached asks for the node at an address and by its name, by all the ways there are.
+func (n *node) reached(addr netip.Addr, local string) error {
 	o := n.operator()
 	// skerry discover, and skerry node at the address that it finds, and by name.
 	cmd := exec.Command(o.program, "discover", "--json")
@@ -215,10 +233,10 @@ func (n *node) reached(addr netip.Addr) error {
 	if err := json.Unmarshal(out, &found); err != nil {
 		return fmt.Errorf("skerry discover: %w: %s", err, out)
 	}
-	if len(found) != 1 || found[0].Name != "barn-1" || !found[0].Claimed || found[0].Addresses[0] != addr {
-		return fmt.Errorf("skerry discover found %+v; want barn-1 at %v", found, addr)
+	if !slices.ContainsFunc(found, func(f discover.Node) bool { return f.Name == local && f.Claimed && f.Addresses[0] == addr }) {
+		return fmt.Errorf("skerry discover found %+v; want %s at %v", found, local, addr)
 	}
-	for _, name := range []string{addr.String(), "barn-1"} {
+	for _, name := range []string{addr.String(), local} {
 		text, errs, err := o.skerry("status", name, "--json")
 		var st api.Status
 		if err == nil {
@@ -232,7 +250,7 @@ func (n *node) reached(addr netip.Addr) error {
 	if err := n.use(addr); err != nil {
 		return err
 	}
-	if err := n.dialed(addr); err != nil {
+	if err := n.dialed(addr, local); err != nil {
 		return err
 	}
 	// Kubelet says it, and the API itself; a pod reaches the API by its service.
@@ -263,13 +281,13 @@ func (n *node) reached(addr netip.Addr) error {
 }
 
 // dialed wants the certificates of API and kubelet to be valid for the address and the
-// node's name.
-func (n *node) dialed(addr netip.Addr) error {
+// name in .local.
+func (n *node) dialed(addr netip.Addr, local string) error {
 	c, err := cluster.Open(n.home, "e2e")
 	if err != nil {
 		return err
 	}
-	for port, name := range map[string]string{"6443": "barn-1.local", "10250": addr.String()} {
+	for port, name := range map[string]string{"6443": local + ".local", "10250": addr.String()} {
 		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", net.JoinHostPort(addr.String(), port),
 			&tls.Config{RootCAs: rootsOf(n.t, c.Dir), ServerName: name})
 		if err != nil {

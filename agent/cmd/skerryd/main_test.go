@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"skerry.internal/skerry/agent/api"
 	"skerry.internal/skerry/agent/atomicfile"
 	"skerry.internal/skerry/agent/datastore"
 	"skerry.internal/skerry/agent/pki"
@@ -404,6 +405,45 @@ func TestCertificatesAfterClockJump(t *testing.T) {
 	} {
 		if changed, err := n.ensureFiles(tt.at); err != nil || changed != tt.want {
 			t.Errorf("ensureFiles(%s) = %v, %v; want %v", tt.at, changed, err, tt.want)
+		}
+	}
+}
+
+// Where another node has this one's name, the API server's certificate is good for
+// the name that it has instead, and nothing is started anew for it: not when it takes
+// the name, nor when it has its own again.
+func TestOtherName(t *testing.T) {
+	now := time.Now()
+	root, err := pki.NewRoot("test", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{options: options{DataDir: t.TempDir(), RunDir: t.TempDir(), NodeIP: net.IPv4(192, 0, 2, 1), Port: 6443}, name: "barn", caFile: "/ca.crt"}
+	if n.authority, err = root.NewIntermediate("node", now); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.ensureFiles(now); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		told string
+		want bool // that barn-2.local is in the certificate
+	}{{"barn\n", false}, {"no name!\n", false}, {"barn-2\n", true}, {"barn\n", true}} {
+		if err := os.WriteFile(filepath.Join(n.RunDir, api.LocalNameFile), []byte(tt.told), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if changed, err := n.ensureFiles(now); changed || err != nil {
+			t.Errorf("%q: ensureFiles() = %v, %v; want that nothing need start anew", tt.told, changed, err)
+		}
+		pair, err := tls.LoadX509KeyPair(n.files.ServingCert, n.files.ServingKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := pair.Leaf.VerifyHostname("barn-2.local") == nil; got != tt.want {
+			t.Errorf("%q: the certificate is for %q", tt.told, pair.Leaf.DNSNames)
+		}
+		if err := pair.Leaf.VerifyHostname("barn.local"); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -11,12 +11,15 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"skerry.internal/skerry/agent/api"
 	"skerry.internal/skerry/agent/atomicfile"
 	"skerry.internal/skerry/agent/clock"
 	"skerry.internal/skerry/agent/config"
@@ -95,6 +98,7 @@ type node struct {
 	authority *pki.Authority
 	caFile    string
 	files     controlplane.Files
+	others    []string // names beside name that the node has had in .local
 
 	supervisor notify.Sender
 	snapshots  *snapshots.Keeper // its Now is for whoever is about to do something risky
@@ -109,7 +113,7 @@ func (n *node) server() string { return fmt.Sprintf("https://127.0.0.1:%d", n.Po
 
 func newNode(o options) (*node, error) {
 	n := &node{options: o}
-	data, err := os.ReadFile(o.Config)
+	data, err := config.ReadFile(o.Config)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
@@ -197,6 +201,22 @@ func readAddress(path string) net.IP {
 	return net.IP(network.Address.Addr().AsSlice())
 }
 
+// maxOthers bounds the names that a certificate is made anew for while skerryd runs:
+// somebody on the network who claims one name after the other must not wear out the
+// flash memory.
+const maxOthers = 4
+
+// readLocalName reads the name that init found for this node in .local; empty
+// while there is none.
+func readLocalName(path string) string {
+	data, _ := os.ReadFile(path)
+	name := strings.TrimSpace(string(data))
+	if config.CheckHostname(name) != nil {
+		return ""
+	}
+	return name
+}
+
 // renewEvery is how often certificates are looked at, apart from when the clock
 // is set: a jump may make them invalid.
 const renewEvery = time.Minute
@@ -267,8 +287,11 @@ func (n *node) kubeconfig(name string) string { return n.path("pki", name+".kube
 // ensureFiles keeps the certificates and kubeconfigs of this node valid, and
 // says whether a certificate was made anew.
 func (n *node) ensureFiles(now time.Time) (changed bool, err error) {
+	if local := readLocalName(filepath.Join(n.RunDir, api.LocalNameFile)); local != "" && local != n.name && len(n.others) < maxOthers && !slices.Contains(n.others, local) {
+		n.others = append(n.others, local)
+	}
 	if n.files, changed, err = controlplane.EnsureFiles(n.path("pki"), n.caFile, n.authority,
-		controlplane.Node{Name: n.name, Addresses: []net.IP{n.NodeIP}, ServiceIP: serviceIP}, n.server(), now); err != nil {
+		controlplane.Node{Name: n.name, Others: n.others, Addresses: []net.IP{n.NodeIP}, ServiceIP: serviceIP}, n.server(), now); err != nil {
 		return false, err
 	}
 	made, err := n.authority.Ensure(n.path("pki"), "kubelet-server",

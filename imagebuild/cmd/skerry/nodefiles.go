@@ -35,7 +35,7 @@ func addConfig(files map[string][]byte, configFile string, overlayFiles []string
 	if configFile == "" {
 		return nil
 	}
-	data, err := os.ReadFile(configFile)
+	data, err := config.ReadFile(configFile)
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
 	}
