@@ -176,7 +176,10 @@ func (n *node) halfMonth(half int) map[string]int {
 	})
 	wg.Wait()
 	if err := errors.Join(failed...); err != nil {
-		n.t.Fatalf("half a month's work: %v\n%s", err, n.state())
+		// What a program ended with is far up: in an hour the console says much.
+		units := regexp.MustCompile(`(?m)^\[.*skerry: (error: )?(unit|network|clock).*$`).FindAllString(n.vm.Console(), -1)
+		log, _ := n.on("cd /proc/1/root/var/log/skerry && busybox grep -h -e '^skerryd:' -e ^panic: -e ^F skerryd.log*")
+		n.t.Fatalf("half a month's work: %v\n%s\n--- units\n%s\n--- skerryd's log\n%s", err, n.state(), strings.Join(units, "\n"), log)
 	}
 	n.t.Logf("half a month's work took %.0f s", time.Since(begin).Seconds())
 
