@@ -131,10 +131,12 @@ func Start(ctx context.Context, o Options) (_ *Datastore, err error) {
 		// kine's start-up VACUUM rewrites the whole database: minutes on an
 		// SD card, and wear for nothing.
 		DataSourceName: store.DSN(path) + "&_kine_disable_startup_vacuum",
-		// kine's own defaults; its zero values mean "off".
+		// kine's own defaults; its zero values mean "off". But a busy board may need
+		// more than its five seconds for one batch, and one that never succeeds would let
+		// the database grow for ever.
 		CompactInterval:       5 * time.Minute,
 		CompactIntervalJitter: 0,
-		CompactTimeout:        5 * time.Second,
+		CompactTimeout:        time.Minute,
 		CompactMinRetain:      1000,
 		CompactBatchSize:      1000,
 		PollBatchSize:         500,

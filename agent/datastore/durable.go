@@ -203,11 +203,14 @@ func (t *transaction) end(err error) error {
 func (t *transaction) Commit() error   { return t.end(t.Transaction.Commit()) }
 func (t *transaction) Rollback() error { return t.end(t.Transaction.Rollback()) }
 
-// MustCommit ends a compaction. kine's own ends the process when it fails; and kine goes on
-// as if it had succeeded after this one, so whatever the reason is, nothing more is written.
+// MustCommit ends a compaction. kine's own ends the process when it fails, and kine goes on
+// as if it had succeeded after this one. When only its time was over (database/sql has rolled
+// it back then) that does no harm: at the next turn kine finds another revision in the database
+// than it thought, and goes on from that. For any other reason nothing more is written.
 func (t *transaction) MustCommit() {
 	err := t.Transaction.Commit()
-	if err != nil {
+	late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, sql.ErrTxDone)
+	if err != nil && !late {
 		t.guard.fail(err)
 	}
 	t.end(err)

@@ -1,6 +1,7 @@
 package datastore
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -131,6 +132,41 @@ func TestFailedCompaction(t *testing.T) {
 	}
 	if err := d.guard.PostCompact(t.Context()); err == nil {
 		t.Error("the log was moved on top of a write that failed")
+	}
+}
+
+// TestLateCompaction ends a compaction whose time is over: nothing of it is kept, the disk is
+// not blamed, and the next one goes on from what the database holds.
+func TestLateCompaction(t *testing.T) {
+	d, c, _ := start(t, t.TempDir())
+	create(t, c, "/registry/pods/a", "old")
+	compact := func(ctx context.Context, over func()) (revision int64) {
+		tx, err := d.guard.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelSerializable})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.MustRollback()
+		if revision, err = tx.GetCompactRevision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.SetCompactRevision(ctx, revision+1); err != nil {
+			t.Fatal(err)
+		}
+		over()
+		tx.MustCommit()
+		return revision
+	}
+	first := compact(t.Context(), func() {})
+	late, cancel := context.WithCancel(t.Context())
+	if got := compact(late, cancel); got != first+1 {
+		t.Errorf("revision %d after a compaction to %d", got, first+1)
+	}
+	if err := d.Err(); err != nil {
+		t.Errorf("Err() = %v after a compaction that came too late", err)
+	}
+	create(t, c, "/registry/pods/b", "new")
+	if got := compact(t.Context(), func() {}); got != first+1 {
+		t.Errorf("revision %d; want %d, since the late compaction must count for nothing", got, first+1)
 	}
 }
 
