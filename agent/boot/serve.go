@@ -78,7 +78,7 @@ func (s *System) statusConfig(b *provision.Bundle) (status.Config, error) {
 	s.learn(func(k *known) { k.authorityEnds = authority.Cert.NotAfter })
 	return status.Config{
 		Root: root, Authority: authority,
-		Names: func() ([]string, []net.IP) { return names(s.recall()), addresses() },
+		Names: func() ([]string, []net.IP) { return allNames(s.recall()), addresses() },
 		Now: func() time.Time {
 			return clock.Floor(time.Now(), s.recall().floor, root.NotBefore, authority.Cert.NotBefore)
 		},
@@ -98,9 +98,9 @@ func (s *System) statusConfig(b *provision.Bundle) (status.Config, error) {
 	}, nil
 }
 
-// names are those that this machine answers to, its own first: where another
+// allNames are those that this machine answers to, its own first: where another
 // node has that, there is a second one in NAME.local.
-func names(k known) []string {
+func allNames(k known) []string {
 	names := []string{k.hostname}
 	if k.responder != nil {
 		if local := k.responder.Name(); local != "" && local != k.hostname {
