@@ -10,16 +10,20 @@ import (
 )
 
 // LockFile returns the name of the lock that belongs to a package list.
-// packages-host.yaml has lock-host-amd64.json and so on.
+// packages-host.yaml has lock-host-amd64.json and so on, packages-arm64.yaml
+// just lock-arm64.json.
 func LockFile(list, arch string) string {
 	dir, name := filepath.Split(list)
-	return filepath.Join(dir, "lock-"+strings.TrimSuffix(strings.TrimPrefix(name, "packages-"), ".yaml")+"-"+arch+".json")
+	stem := strings.TrimSuffix(strings.TrimPrefix(name, "packages-"), ".yaml")
+	if stem != arch {
+		stem += "-" + arch
+	}
+	return filepath.Join(dir, "lock-"+stem+".json")
 }
 
-// LockAll resolves every packages-*.yaml in dir, with what complete adds to it
-// for an architecture, and rewrites the locks beside
+// LockAll resolves every packages-*.yaml in dir and rewrites the locks beside
 // them, all or none. It reports each lock and what changed in it, line by line.
-func LockAll(ctx context.Context, a *Archive, dir string, complete func(name, arch string, list *List) error, report func(string)) error {
+func LockAll(ctx context.Context, a *Archive, dir string, report func(string)) error {
 	names, err := filepath.Glob(filepath.Join(dir, "packages-*.yaml"))
 	if err != nil {
 		return err
@@ -33,18 +37,11 @@ func LockAll(ctx context.Context, a *Archive, dir string, complete func(name, ar
 	}
 	var results []result
 	for _, name := range names {
-		all, err := ReadList(name)
+		list, err := ReadList(name)
 		if err != nil {
 			return err
 		}
-		for _, arch := range all.Architectures {
-			list, err := ReadList(name)
-			if err != nil {
-				return err
-			}
-			if err := complete(filepath.Base(name), arch, list); err != nil {
-				return err
-			}
+		for _, arch := range list.Architectures {
 			lock, err := a.Resolve(ctx, list, arch)
 			if err != nil {
 				return fmt.Errorf("lock %s: %w", filepath.Base(name), err)

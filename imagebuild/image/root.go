@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"maps"
@@ -28,7 +27,7 @@ const PauseImage = "skerry.internal/pause:1"
 
 func (b *Build) makeImages(ctx context.Context, p *plan.Progress) error {
 	img, err := ociimage.Build([]ociimage.File{{Path: "/pause", Mode: 0o755, Source: b.programs["pause"]}},
-		ociimage.Config{Arch: b.board.Arch.GOARCH, Entrypoint: []string{"/pause"}, User: "65534:65534"})
+		ociimage.Config{Arch: b.board.Arch, Entrypoint: []string{"/pause"}, User: "65534:65534"})
 	if err != nil {
 		return err
 	}
@@ -53,7 +52,7 @@ func (b *Build) collectRoot(ctx context.Context, p *plan.Progress) error {
 			return err
 		}
 	}
-	contents, err := rootfs.Contents(b.board.Arch.Triplet)
+	contents, err := rootfs.Contents(b.board.Arch)
 	if err != nil {
 		return err
 	}
@@ -74,7 +73,7 @@ func (b *Build) collectRoot(ctx context.Context, p *plan.Progress) error {
 			return err
 		}
 	}
-	modules, err := b.kernel.modules.Select(slices.Concat(b.modules, b.board.Arch.Modules.Early(), b.board.Arch.Modules.Root))
+	modules, err := b.kernel.modules.Select(append(slices.Clone(b.modules), b.board.RootModules...))
 	if err != nil {
 		return err
 	}
@@ -98,12 +97,8 @@ func (b *Build) collectRoot(ctx context.Context, p *plan.Progress) error {
 		}
 	}
 	p.Note("%d files, %d kernel modules", len(b.root.Entries()), len(modules))
-	init, err := elf.Open(b.programs["init"])
-	if err != nil {
-		return err
-	}
-	defer init.Close()
-	return errors.Join(b.root.CheckLibraries(init.Machine, "usr/lib/"+b.board.Arch.Triplet, "usr/lib"), CheckPolicy(&b.root))
+	m := machines[b.board.Arch]
+	return errors.Join(b.root.CheckLibraries(m.machine, "usr/lib/"+m.triplet, "usr/lib"), CheckPolicy(&b.root))
 }
 
 // CheckPolicy holds the promises about what is never in a root file system.
@@ -146,7 +141,7 @@ func (b *Build) certificates() ([]byte, error) {
 
 func (b *Build) osRelease() []byte {
 	return fmt.Appendf(nil, "NAME=Skerry\nID=skerry\nID_LIKE=debian\nPRETTY_NAME=\"Skerry %s\"\nVERSION=%q\nVERSION_ID=%s\nBUILD_ID=%s\nIMAGE_ID=skerry-%s\n",
-		b.source.Version, b.source.Version, Release, b.source.Commit, b.board.Arch.Name)
+		b.source.Version, b.source.Version, Release, b.source.Commit, b.board.Arch)
 }
 
 // Root file system: squashfs with zstd, see docs/decisions/0001-root-file-system.md.

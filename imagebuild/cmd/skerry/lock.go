@@ -7,7 +7,6 @@ import (
 
 	"skerry.internal/skerry/imagebuild/deb"
 	"skerry.internal/skerry/imagebuild/fetch"
-	"skerry.internal/skerry/imagebuild/image"
 )
 
 func lockCommand() *cobra.Command {
@@ -33,7 +32,7 @@ changed. The archive is the one of this machine's apt sources, or
 			if err != nil {
 				return err
 			}
-			return deb.LockAll(cmd.Context(), archive, dir, image.CompleteList, func(line string) {
+			return deb.LockAll(cmd.Context(), archive, dir, func(line string) {
 				bar.Close()
 				fmt.Fprintln(cmd.OutOrStdout(), line)
 			})
