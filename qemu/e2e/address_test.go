@@ -236,6 +236,9 @@ func (n *node) reached(addr netip.Addr, local string) error {
 	if !slices.ContainsFunc(found, func(f discover.Node) bool { return f.Name == local && f.Claimed && f.Addresses[0] == addr }) {
 		return fmt.Errorf("skerry discover found %+v; want %s at %v", found, local, addr)
 	}
+	if local == "barn-1" && len(found) != 1 { // the namesake has said goodbye
+		return fmt.Errorf("skerry discover found %+v; want one node", found)
+	}
 	for _, name := range []string{addr.String(), local} {
 		text, errs, err := o.skerry("status", name, "--json")
 		var st api.Status
