@@ -32,7 +32,7 @@ func home(t *testing.T, names ...string) string {
 
 // serve is a node of the cluster, by the server that a node runs, whose clock
 // says now, and returns its address.
-func serve(t *testing.T, home, name string, now func() time.Time, names func() (string, []net.IP)) string {
+func serve(t *testing.T, home, name string, now func() time.Time, names func() ([]string, []net.IP)) string {
 	t.Helper()
 	c, err := cluster.Open(home, name)
 	if err != nil {
@@ -74,7 +74,7 @@ func serve(t *testing.T, home, name string, now func() time.Time, names func() (
 	return l.Addr().String()
 }
 
-func here() (string, []net.IP) { return "barn-1", []net.IP{net.IPv4(127, 0, 0, 1)} }
+func here() ([]string, []net.IP) { return []string{"barn-1"}, []net.IP{net.IPv4(127, 0, 0, 1)} }
 
 func TestClient(t *testing.T) {
 	dir := home(t, "home")
@@ -112,7 +112,7 @@ func TestClient(t *testing.T) {
 func TestErrors(t *testing.T) {
 	dir := home(t, "home", "other")
 	addr := serve(t, dir, "home", time.Now, here)
-	elsewhere := func() (string, []net.IP) { return "barn-1", []net.IP{net.IPv4(10, 9, 8, 7)} }
+	elsewhere := func() ([]string, []net.IP) { return []string{"barn-1"}, []net.IP{net.IPv4(10, 9, 8, 7)} }
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
