@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BOARD ?= rpi4
+BOARDS := $(patsubst boards/%/board.yaml,%,$(wildcard boards/*/board.yaml))
 # The machine of make run, and its folder below build.
 NAME ?= run
 KUBE := $(shell awk '$$1=="k8s.io/kubernetes" {print $$2; exit}' go.mod)
@@ -46,6 +47,10 @@ build/kubectl: go.mod | host
 image: build/skerry ## BOARD=rpi4: the image, its compressed form and what is in it, in build/BOARD
 	@build/skerry image build --board $(BOARD) -o build/$(BOARD)
 
+.PHONY: boards
+boards: build/skerry ## lists the boards
+	@build/skerry boards
+
 .PHONY: run
 run: image build/kubectl ## BOARD=rpi4: boots that image in QEMU until its node is Ready
 	@export SKERRY_HOME=$(CURDIR)/build/$(NAME)
@@ -68,12 +73,20 @@ test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in Q
 	$(GOTEST) -timeout 20m $$($(NO_VM) <<<"$$packages")
 	$(GOTEST) -p 1 -timeout 80m $(VM_PACKAGES)
 
+# Our own programs' packages as 32-bit ones, under QEMU's user emulation; those that start
+# Kubernetes or a virtual machine are left to the machines. The limit of time of one
+# parser test is for real processors.
+ARMV7 := ./agent/... ./boards ./rootfs
+.PHONY: test-armv7
+test-armv7: | host ## the unit tests of what runs on a board, as armv7 programs
+	@packages=$$(GOARCH=arm go list $(ARMV7) | grep -v -e /agent/cmd/ -e /agent/controlplane$$ -e /agent/kubelet$$ -e /agent/proxy$$)
+	GOARCH=arm GOARM=7 CGO_ENABLED=1 CC=arm-linux-gnueabihf-gcc $(GOTEST) -timeout 20m -exec 'qemu-arm -L /usr/arm-linux-gnueabihf' -skip TestParseIsLinear $$packages
+
 .PHONY: test-all
 # The tag brings in the tests that are too long for CI.
 test-all: export GOFLAGS := $(subst -tags=,-tags=full$(comma),$(GOFLAGS))
 test-all: build/skerry build/kubectl ## everything with full counts; resumable; leaves build/test-all.json
-	@build/skerry image build --board rpi4 -o build/rpi4
-	build/skerry image build --board rpi3 -o build/rpi3
+	@for board in $(BOARDS); do build/skerry image build --board $$board -o build/$$board; done
 	[ -e build/test-all.json ] || cp docs/test-all.json build/ 2>/dev/null || true
 	packages=$$(go list ./...)
 	machines=$$(go list $(VM_PACKAGES))

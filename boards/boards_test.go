@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "write testdata anew")
 
 func TestByName(t *testing.T) {
-	if got, want := Names(), []string{"rpi3", "rpi4"}; !slices.Equal(got, want) {
+	if got, want := Names(), []string{"bananapi-m2-ultra", "pine64-plus", "rpi2", "rpi3", "rpi4"}; !slices.Equal(got, want) {
 		t.Errorf("Names() = %q, want %q", got, want)
 	}
 	for _, name := range Names() {
@@ -33,25 +33,41 @@ func TestByName(t *testing.T) {
 			names[f.Name] = true
 		}
 		for _, m := range b.QEMU {
-			if (m.UBoot.Name == "") == (m.Kernel == "") {
-				t.Errorf("%s on %s: got U-Boot %q and kernel %q, want one of them", name, m.Name, m.UBoot.Name, m.Kernel)
+			if m.UBoot.Name != "" && m.Kernel != "" || m.UBoot.Name == "" && m.Kernel == "" && len(b.Loaders) == 0 {
+				t.Errorf("%s on %s: got U-Boot %q and kernel %q, want one of them, or a loader on the disk", name, m.Name, m.UBoot.Name, m.Kernel)
 			}
 			if m.Kernel != "" && (!names[m.Kernel] || !names[m.DTB]) {
 				t.Errorf("%s on %s: FIRMWARE has no %q or no %q", name, m.Name, m.Kernel, m.DTB)
 			}
 		}
-		if !names["u-boot.bin"] || !strings.Contains(b.ConfigTxt, "\nkernel=u-boot.bin\n") {
-			t.Errorf("%s: config.txt or FIRMWARE lack u-boot.bin", name)
+		if strings.Contains(b.ConfigTxt, "\nkernel=u-boot.bin\n") != names["u-boot.bin"] || !names["u-boot.bin"] && len(b.Loaders) == 0 {
+			t.Errorf("%s: nothing starts U-Boot: config.txt or FIRMWARE lack u-boot.bin, and there is no loader", name)
 		}
-		// What resets a machine that hangs is loaded before what may hang it.
-		if resets := []string{"bcm2835_wdt", "i6300esb"}; !slices.Equal(b.InitramfsModules[:min(len(resets), len(b.InitramfsModules))], resets) {
-			t.Errorf("%s: the initramfs loads %q, want %q first", name, b.InitramfsModules, resets)
+		at := int64(SectorSize)
+		for _, l := range b.Loaders {
+			if LoaderRoom(l.At) <= 0 || l.At < at {
+				t.Errorf("%s: loader at %d; want it in the gap, after the one before", name, l.At)
+			}
+			at = l.At
 		}
-		if len(b.InitramfsModules) == 0 || len(b.RootModules) == 0 || b.Kernel == "" {
-			t.Errorf("%s: got no modules or no kernel", name)
+		a := b.Arch
+		if a.Name == "" || a.GOARCH == "" || a.Debian == "" || a.Triplet == "" || a.Kernel.Package == "" || a.Kernel.Start == "" || a.Kernel.File == "" || len(a.Modules.Storage) == 0 || len(a.Modules.Root) == 0 {
+			t.Errorf("%s: architecture %+v; want no field of these empty", name, a)
+		}
+		var own *Machine
+		for i := range a.Machines {
+			if a.Machines[i].Name == name {
+				own = &a.Machines[i]
+			}
+		}
+		switch {
+		case own == nil || own.UBoot == "" || len(own.Consoles) == 0:
+			t.Errorf("%s: boot.scr knows it as %+v; want U-Boot's name for it and consoles", name, own)
+		case own.FDT == "" && !slices.ContainsFunc(a.DTBs, func(f File) bool { return f.Name == name }):
+			t.Errorf("%s: no device tree, neither from its firmware nor in the slot", name)
 		}
 	}
-	const want = `find board "rpi9": want one of: rpi3, rpi4`
+	const want = `find board "rpi9": want one of: bananapi-m2-ultra, pine64-plus, rpi2, rpi3, rpi4`
 	if b, err := ByName("rpi9"); err == nil || err.Error() != want {
 		t.Errorf(`ByName("rpi9") = %v, %v, want error %q`, b, err, want)
 	}
@@ -81,26 +97,34 @@ func TestOneFirmware(t *testing.T) {
 
 // TestLoadAddresses: nothing that boot.scr loads runs over something else.
 func TestLoadAddresses(t *testing.T) {
+	all, err := Architectures()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, arch := range all {
+		t.Run(arch.Name, func(t *testing.T) { testLoadAddresses(t, arch) })
+	}
+}
+
+func testLoadAddresses(t *testing.T, arch *Arch) {
 	type area struct {
 		name     string
 		from, to uint64
 	}
-	b, err := ByName("rpi4")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range b.boot {
+	for _, m := range arch.Machines {
 		l := m.Load
 		areas := []area{
 			{"kernel", l.Kernel, l.Kernel + l.KernelRoom},
-			{"packed kernel", l.Packed, l.Packed + l.PackedRoom},
 			{"initrd", l.Initrd, l.Initrd + l.InitrdRoom},
 			{"scratch", l.Scratch, l.Scratch + 0x10000},
 			{"checksum", l.ScratchCRC, l.ScratchCRC + 4},
 			{"device trees and overlay", l.Tree, l.Tree + 3*TreeRoom},
 		}
+		if arch.Kernel.Packed() {
+			areas = append(areas, area{"packed kernel", l.Packed, l.Packed + l.PackedRoom})
+		}
 		base := uint64(0)
-		if m.Board == "rpi" {
+		if m.UBoot == "rpi" {
 			areas = append(areas, area{"device tree in QEMU", 0x8000000, 0x8200000}, area{"spin table", 0, 0x1000})
 		} else {
 			base = 0x40000000
@@ -116,7 +140,7 @@ func TestLoadAddresses(t *testing.T) {
 				}
 			}
 		}
-		if l.Kernel%(2*MiB) != 0 {
+		if arch.Kernel.Start == "booti" && l.Kernel%(2*MiB) != 0 {
 			t.Errorf("%s: kernel at %#x, want a multiple of 2 MiB", m.Name, l.Kernel)
 		}
 		if l.PackedRoom > SlotBootSize || l.InitrdRoom > SlotBootSize {
@@ -126,7 +150,7 @@ func TestLoadAddresses(t *testing.T) {
 }
 
 func TestBootScriptGolden(t *testing.T) {
-	var scripts []string
+	scripts := map[string]string{}
 	for _, name := range Names() {
 		b, err := ByName(name)
 		if err != nil {
@@ -136,23 +160,21 @@ func TestBootScriptGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		scripts = append(scripts, script)
-	}
-	if scripts[0] != scripts[1] {
-		t.Error("boot.scr differs between boards of one architecture")
-	}
-	golden := filepath.Join("testdata", "boot-arm64.txt")
-	if *update {
-		if err := os.WriteFile(golden, []byte(scripts[0]), 0o644); err != nil {
-			t.Fatal(err)
+		if before, ok := scripts[b.Arch.Name]; ok && before != script {
+			t.Errorf("boot.scr differs between boards of %s", b.Arch.Name)
 		}
+		scripts[b.Arch.Name] = script
 	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if scripts[0] != string(want) {
-		t.Errorf("BootScript() differs from %s: go test ./boards -update", golden)
+	for arch, script := range scripts {
+		golden := filepath.Join("testdata", "boot-"+arch+".txt")
+		if *update {
+			if err := os.WriteFile(golden, []byte(script), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want, err := os.ReadFile(golden); err != nil || script != string(want) {
+			t.Errorf("BootScript() differs from %s (%v): go test ./boards -update", golden, err)
+		}
 	}
 }
 

@@ -38,6 +38,20 @@ const (
 	SlotBootSize = 64 * MiB
 )
 
+// LoaderRoom is how much room there is before the next thing on the disk for a
+// loader that begins at a place, in bytes; 0 or less where none may begin.
+func LoaderRoom(at int64) int64 {
+	if at < SectorSize {
+		return 0
+	}
+	for _, area := range []struct{ from, to int64 }{{BootState0, StateMark + SectorSize}, {BootState1, BootState1 + SectorSize}, {FirmwareStart, ImageSize}} {
+		if at < area.to {
+			return area.from - at
+		}
+	}
+	return 0
+}
+
 // MBR partition types.
 const (
 	TypeFirmware = 0x0c // FAT32, LBA

@@ -24,14 +24,16 @@ const (
 // architecture: it finds out by itself where it runs. ScriptImage makes the file of it.
 func (b *Board) BootScript() (string, error) {
 	tmpl, err := template.New("boot.scr.tmpl").
-		Funcs(template.FuncMap{"hex": func(n uint64) string { return fmt.Sprintf("0x%x", n) }, "trees": Load.trees}).
+		Funcs(template.FuncMap{"hex": func(n uint64) string { return fmt.Sprintf("0x%x", n) }, "trees": Load.trees, "dtbKey": DTBKey}).
 		ParseFS(files, "boot.scr.tmpl")
 	if err != nil {
 		return "", fmt.Errorf("parse boot script: %w", err)
 	}
 	var text strings.Builder
 	err = tmpl.Execute(&text, map[string]any{
-		"Machines":  b.boot,
+		"Machines":  b.Arch.Machines,
+		"Start":     b.Arch.Kernel.Start,
+		"Packed":    b.Arch.Kernel.Packed(),
 		"State0":    uint64(BootState0 / SectorSize),
 		"State1":    uint64(BootState1 / SectorSize),
 		"Firmware":  PartFirmware,
@@ -48,6 +50,9 @@ func (b *Board) BootScript() (string, error) {
 	}
 	return text.String(), nil
 }
+
+// DTBKey is the name in slot.txt of the device tree for a machine of boot.scr.
+func DTBKey(machine string) string { return "dtb_" + strings.ReplaceAll(machine, "-", "_") }
 
 // OverlaysEnv is the content of OverlaysFile: one sector with a checksum, as
 // "env import -c" reads it, so that a torn one costs the overlays and not the boot.

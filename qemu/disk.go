@@ -63,6 +63,14 @@ func (vm *VM) prepareDisk(ctx context.Context) error {
 			if !ok {
 				return fmt.Errorf("prepare machine %s: FIRMWARE of %q has no %s: use an image of a board that this machine plays", m.Name, source, name)
 			}
+			if name == m.Kernel && m.KernelAt != 0 {
+				data, err = moved(data, m.KernelAt)
+			} else if name == m.DTB && len(m.Tree) > 0 {
+				data, err = changedTree(data, m.Tree)
+			}
+			if err != nil {
+				return fmt.Errorf("prepare machine %s: %w", m.Name, err)
+			}
 			if err := os.WriteFile(vm.path(name), data, 0o644); err != nil {
 				return fmt.Errorf("prepare machine %s: %w", m.Name, err)
 			}

@@ -180,7 +180,11 @@ func (vm *VM) args() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", m.Name, err)
 	}
-	args = append(args, "-netdev", netdev, "-device", m.Net+",netdev=net0")
+	if m.OnBoardNIC {
+		args = append(args, "-nic", netdev)
+	} else {
+		args = append(args, "-netdev", netdev, "-device", m.Net+",netdev=net0")
+	}
 	// Serial lines before the console's go nowhere. QEMU itself keeps the log,
 	// so nothing is lost while nobody is connected.
 	for range m.Console {

@@ -22,7 +22,7 @@ import (
 //go:embed files
 var files embed.FS
 
-//go:embed contents-*.yaml modules-*.txt packages-*.yaml lock-*.json
+//go:embed contents.yaml modules.txt packages-*.yaml lock-*.json
 var lists embed.FS
 
 // File is one entry of the root file system that no package brings.
@@ -103,32 +103,32 @@ func Files() ([]File, error) {
 }
 
 // Contents returns, by package, the globs of the files that belong into the
-// root file system of an architecture.
-func Contents(arch string) (map[string][]string, error) {
-	text, err := lists.ReadFile("contents-" + arch + ".yaml")
+// root file system of an architecture with that name of GNU's.
+func Contents(triplet string) (map[string][]string, error) {
+	text, err := lists.ReadFile("contents.yaml")
 	if err != nil {
-		return nil, fmt.Errorf("read list of package files for %q: %w", arch, err)
+		return nil, fmt.Errorf("read list of package files: %w", err)
 	}
 	var c map[string][]string
-	d := yaml.NewDecoder(bytes.NewReader(text))
-	if err := d.Decode(&c); err != nil {
-		return nil, fmt.Errorf("parse contents-%s.yaml: %w", arch, err)
+	if err := yaml.Unmarshal(bytes.ReplaceAll(text, []byte("${triplet}"), []byte(triplet)), &c); err != nil {
+		return nil, fmt.Errorf("parse contents.yaml: %w", err)
 	}
 	return c, nil
 }
 
 // Modules returns the patterns of the kernel modules that belong into the root
-// file system of an architecture.
+// file system of an architecture, besides those of its boards.
 func Modules(arch string) ([]string, error) {
-	text, err := lists.ReadFile("modules-" + arch + ".txt")
+	text, err := lists.ReadFile("modules.txt")
 	if err != nil {
-		return nil, fmt.Errorf("read list of kernel modules for %q: %w", arch, err)
+		return nil, fmt.Errorf("read list of kernel modules: %w", err)
 	}
 	var patterns []string
 	for s := bufio.NewScanner(bytes.NewReader(text)); s.Scan(); {
 		line, _, _ := strings.Cut(s.Text(), "#")
-		if line = strings.TrimSpace(line); line != "" {
-			patterns = append(patterns, line)
+		pattern, only, restricted := strings.Cut(strings.TrimSpace(line), " ")
+		if pattern != "" && (!restricted || strings.TrimSpace(only) == "["+arch+"]") {
+			patterns = append(patterns, pattern)
 		}
 	}
 	return patterns, nil

@@ -68,7 +68,7 @@ func (s *System) Status() api.Status {
 	st := api.Status{
 		Time: time.Now().UTC(), Uptime: uptime(),
 		Node:    api.Node{Name: k.hostname, Cluster: k.cluster, Role: k.role, Board: k.args["skerry.board"], MachineID: firstLine("/run/machine-id")},
-		Version: api.Version{Skerry: firstLine("/etc/skerry/version"), Kernel: firstLine("/proc/sys/kernel/osrelease"), Arch: runtime.GOARCH},
+		Version: api.Version{Skerry: firstLine("/etc/skerry/version"), Kernel: firstLine("/proc/sys/kernel/osrelease"), Arch: architecture()},
 		Slot:    k.args["skerry.slot"],
 		Slots:   s.slotReport(k),
 		Steps:   k.steps,
@@ -300,4 +300,12 @@ func (s *System) otherVersion(k known, state slots.State) string {
 		return ""
 	}
 	return m.Version
+}
+
+// architecture is this machine's, as boards/ names it.
+func architecture() string {
+	if runtime.GOARCH == "arm" {
+		return "armv7"
+	}
+	return runtime.GOARCH
 }

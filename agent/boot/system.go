@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math/bits"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -263,6 +265,9 @@ func (s *System) guard() {
 	}
 }
 
+// pidMax is as many processes as the kernel can number (PID_MAX_LIMIT of Linux).
+const pidMax = 32768 << (7 * (bits.UintSize / 64))
+
 // parameters are the kernel's settings of a Kubernetes node. Those the kubelet
 // insists on (protectKernelDefaults) are marked k.
 var parameters = []mount.Entry{
@@ -272,7 +277,7 @@ var parameters = []mount.Entry{
 	mount.Sysctl("kernel.keys.root_maxbytes", "25000000"), // k
 	mount.Sysctl("vm.overcommit_memory", "1"),             // k
 	mount.Sysctl("vm.panic_on_oom", "0"),                  // k
-	mount.Sysctl("kernel.pid_max", "4194304"),
+	mount.Sysctl("kernel.pid_max", strconv.Itoa(pidMax)),
 	mount.Sysctl("vm.max_map_count", "262144"),
 	mount.Sysctl("fs.inotify.max_user_instances", "8192"),
 	mount.Sysctl("fs.inotify.max_user_watches", "524288"),

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -52,8 +53,9 @@ func Read(path string) (time.Time, error) {
 	return time.Unix(n, 0), nil
 }
 
-// maxUnix is the end of 2199: later times are garbage.
-const maxUnix = 7258118399
+// maxUnix is the end of 2199: later times are garbage. On 32 bits it is a day before the end
+// of what Go's runtime and the kernel's interfaces that it uses can tell, in January 2038 (Go 1.26).
+const maxUnix int64 = 7258118399*(bits.UintSize/64) + (1<<31-1-86400)*(1-bits.UintSize/64)
 
 // Save writes a time for Read.
 func Save(path string, t time.Time) error {
@@ -171,8 +173,8 @@ func (s *Sync) round(query func(string) (time.Duration, error), apply func(time.
 			continue // servers come and go; the next one, or the next round
 		}
 		if t := time.Now().Add(offset); t.Before(s.Floor) || t.Unix() > maxUnix {
-			s.Printf("clock: %s says it is %s, want a time after %s, when this system was built or provisioned, and before 2200; not believed",
-				server, t.UTC().Format(time.RFC3339), s.Floor.UTC().Format(time.RFC3339))
+			s.Printf("clock: %s says it is %s, want a time after %s, when this system was built or provisioned, and before %s; not believed",
+				server, t.UTC().Format(time.RFC3339), s.Floor.UTC().Format(time.RFC3339), time.Unix(maxUnix, 0).UTC().Format(time.DateOnly))
 			continue
 		}
 		if err := apply(offset); err != nil {

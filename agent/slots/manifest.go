@@ -16,7 +16,9 @@ import (
 	"bytes"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -54,7 +56,9 @@ type Manifest struct {
 	Args     []string
 	Kernel   BootFile
 	Initrd   BootFile
-	DTBs     []BootFile // for boards whose firmware brings none
+	// DTBs are the device trees for boards whose firmware brings none, by the
+	// names that boot.scr looks them up by. They begin with dtb_.
+	DTBs map[string]BootFile
 }
 
 // Arg returns the value of the kernel argument name=value.
@@ -74,17 +78,18 @@ var (
 	argPattern  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.,:/@%+=-]*$`)
 	pathPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$`)
 	hexPattern  = regexp.MustCompile(`^[0-9a-f]{1,8}$`)
+	dtbPattern  = regexp.MustCompile(`^dtb_[a-z0-9_]+$`)
 )
 
 type namedFile struct {
 	key  string
-	file *BootFile
+	file BootFile
 }
 
 func (m *Manifest) files() []namedFile {
-	files := []namedFile{{"kernel", &m.Kernel}, {"initrd", &m.Initrd}}
-	for i := range m.DTBs {
-		files = append(files, namedFile{fmt.Sprintf("dtb%d", i), &m.DTBs[i]})
+	files := []namedFile{{"kernel", m.Kernel}, {"initrd", m.Initrd}}
+	for _, key := range slices.Sorted(maps.Keys(m.DTBs)) {
+		files = append(files, namedFile{key, m.DTBs[key]})
 	}
 	return files
 }
@@ -107,6 +112,9 @@ func (m *Manifest) check() error {
 		return fmt.Errorf("args: got %d bytes, want 1 to %d", n, maxArgs)
 	}
 	for _, f := range m.files() {
+		if f.key != "kernel" && f.key != "initrd" && !dtbPattern.MatchString(f.key) {
+			return fmt.Errorf("device tree's name: got %q, want %s", f.key, dtbPattern)
+		}
 		if !pathPattern.MatchString(f.file.Name) {
 			return fmt.Errorf("%s: got %q, want %s", f.key, f.file.Name, pathPattern)
 		}
@@ -143,16 +151,27 @@ func Parse(text []byte) (*Manifest, error) {
 		Version: values["version"], Arch: values["arch"], RootHash: values["roothash"],
 		Args: strings.Fields(values["args"]),
 	}
-	for i := 0; values[fmt.Sprintf("dtb%d", i)] != ""; i++ {
-		m.DTBs = append(m.DTBs, BootFile{})
-	}
-	for _, f := range m.files() {
-		f.file.Name = values[f.key]
-		if f.file.Length, err = parseHex(values, f.key+"_length"); err != nil {
+	for key := range values {
+		if key != "kernel" && key != "initrd" && (!strings.HasPrefix(key, "dtb_") || strings.HasSuffix(key, "_length") || strings.HasSuffix(key, "_crc32")) {
+			continue
+		}
+		f := BootFile{Name: values[key]}
+		if f.Length, err = parseHex(values, key+"_length"); err != nil {
 			return nil, fmt.Errorf("parse %s: %w", ManifestFile, err)
 		}
-		if f.file.CRC32, err = parseHex(values, f.key+"_crc32"); err != nil {
+		if f.CRC32, err = parseHex(values, key+"_crc32"); err != nil {
 			return nil, fmt.Errorf("parse %s: %w", ManifestFile, err)
+		}
+		switch key {
+		case "kernel":
+			m.Kernel = f
+		case "initrd":
+			m.Initrd = f
+		default:
+			if m.DTBs == nil {
+				m.DTBs = map[string]BootFile{}
+			}
+			m.DTBs[key] = f
 		}
 	}
 	if err := m.check(); err != nil {
@@ -230,7 +249,7 @@ func parseHex(values map[string]string, name string) (uint32, error) {
 func (m *Manifest) Files() []BootFile {
 	var list []BootFile
 	for _, f := range m.files() {
-		list = append(list, *f.file)
+		list = append(list, f.file)
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
 	return list

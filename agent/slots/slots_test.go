@@ -263,7 +263,7 @@ func manifest() *Manifest {
 		Version: "0.1.0+5-gabc", Arch: "arm64", RootHash: strings.Repeat("0f", 32),
 		Args:   []string{"ro", "panic=10", "skerry.rootoff=67108864", "8250.nr_uarts=4"},
 		Kernel: NewBootFile("Image.gz", []byte("kernel")), Initrd: NewBootFile("initrd.img", []byte("initrd")),
-		DTBs: []BootFile{NewBootFile("dtbs/broadcom/bcm2711-rpi-4-b.dtb", []byte("dtb"))},
+		DTBs: map[string]BootFile{"dtb_rpi4": NewBootFile("dtbs/broadcom/bcm2711-rpi-4-b.dtb", []byte("dtb"))},
 	}
 }
 
@@ -282,9 +282,9 @@ kernel_crc32=5dd29aab
 initrd=initrd.img
 initrd_length=6
 initrd_crc32=fa3bf02d
-dtb0=dtbs/broadcom/bcm2711-rpi-4-b.dtb
-dtb0_length=3
-dtb0_crc32=58700668
+dtb_rpi4=dtbs/broadcom/bcm2711-rpi-4-b.dtb
+dtb_rpi4_length=3
+dtb_rpi4_crc32=58700668
 `
 	if string(text) != want {
 		t.Errorf("Format = %s, want %s", text, want)
@@ -319,6 +319,7 @@ func TestManifestRefuses(t *testing.T) {
 		"too many args":        func(m *Manifest) { m.Args = []string{strings.Repeat("a", maxArgs+1)} },
 		"path that climbs":     func(m *Manifest) { m.Kernel.Name = "../Image.gz" },
 		"no initrd":            func(m *Manifest) { m.Initrd = BootFile{} },
+		"a tree's name":        func(m *Manifest) { m.DTBs = map[string]BootFile{"dtb_a b": m.Kernel} },
 	} {
 		m := manifest()
 		spoil(m)

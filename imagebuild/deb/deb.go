@@ -59,6 +59,9 @@ type List struct {
 	Metapackages []string `yaml:"metapackages"`
 	// Ignore holds dependencies that are left out on purpose, with the reason.
 	Ignore map[string]string `yaml:"ignore"`
+	// Data are those of Packages of which only files are taken that need no
+	// other package: nobody looks what these depend on.
+	Data []string `yaml:"data"`
 }
 
 // ReadList reads the list in a file.
@@ -107,7 +110,8 @@ func ParseList(text []byte) (*List, error) {
 type Lock struct {
 	Architecture string    `json:"architecture"`
 	Suite        string    `json:"suite"`
-	Packages     []Package `json:"packages"` // sorted by name
+	Without      []string  `json:"without,omitempty"` // suites that could not be read
+	Packages     []Package `json:"packages"`          // sorted by name
 }
 
 // Package is one locked .deb.

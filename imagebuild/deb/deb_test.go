@@ -15,6 +15,7 @@ import (
 	"skerry.internal/skerry/imagebuild/deb"
 	"skerry.internal/skerry/imagebuild/deb/debtest"
 	"skerry.internal/skerry/imagebuild/fetch"
+	"skerry.internal/skerry/imagebuild/image"
 )
 
 const listText = `
@@ -394,25 +395,28 @@ func TestLockedFileGone(t *testing.T) {
 	})
 }
 
+// plain adds nothing to a list.
+func plain(name, arch string, list *deb.List) error { return nil }
+
 func TestLockAll(t *testing.T) {
 	w := newWorld(t)
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "packages-arm64.yaml"), []byte(listText), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "packages-image.yaml"), []byte(listText), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var said []string
 	report := func(line string) { said = append(said, line) }
-	if err := deb.LockAll(t.Context(), w.archive, dir, report); err != nil {
+	if err := deb.LockAll(t.Context(), w.archive, dir, plain, report); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := deb.ReadLock(filepath.Join(dir, "lock-arm64.json")); err != nil {
+	if _, err := deb.ReadLock(filepath.Join(dir, "lock-image-arm64.json")); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Contains(said, "  tool 1:1.10-1 (new)") {
 		t.Errorf("reported %q, want the new tool among it", said)
 	}
 	said = nil
-	if err := deb.LockAll(t.Context(), w.archive, dir, report); err != nil {
+	if err := deb.LockAll(t.Context(), w.archive, dir, plain, report); err != nil {
 		t.Fatal(err)
 	}
 	if len(said) != 1 || !strings.Contains(said[0], "0 changed") {
@@ -425,17 +429,17 @@ func TestLockAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Publish(t, "trixie", "arm64", packages()[:3]...)
-	before, _ := os.ReadFile(filepath.Join(dir, "lock-arm64.json"))
-	w.oneLine(t, deb.LockAll(t.Context(), w.archive, dir, report), "tuul")
-	if after, _ := os.ReadFile(filepath.Join(dir, "lock-arm64.json")); !bytes.Equal(before, after) {
-		t.Errorf("lock-arm64.json was changed by a lock that failed")
+	before, _ := os.ReadFile(filepath.Join(dir, "lock-image-arm64.json"))
+	w.oneLine(t, deb.LockAll(t.Context(), w.archive, dir, plain, report), "tuul")
+	if after, _ := os.ReadFile(filepath.Join(dir, "lock-image-arm64.json")); !bytes.Equal(before, after) {
+		t.Errorf("lock-image-arm64.json was changed by a lock that failed")
 	}
-	w.oneLine(t, deb.LockAll(t.Context(), w.archive, t.TempDir(), report), "no packages-*.yaml")
+	w.oneLine(t, deb.LockAll(t.Context(), w.archive, t.TempDir(), plain, report), "no packages-*.yaml")
 }
 
 func TestLockFile(t *testing.T) {
 	for _, c := range [][3]string{
-		{"rootfs/packages-arm64.yaml", "arm64", "rootfs/lock-arm64.json"},
+		{"rootfs/packages-image.yaml", "arm64", "rootfs/lock-image-arm64.json"},
 		{"packages-host.yaml", "amd64", "lock-host-amd64.json"},
 	} {
 		if got := deb.LockFile(c[0], c[1]); got != c[2] {
@@ -497,12 +501,20 @@ func TestProjectLists(t *testing.T) {
 	}
 	for _, name := range lists {
 		name = filepath.Join("../../rootfs", name)
-		list, err := deb.ReadList(name)
+		all, err := deb.ReadList(name)
 		if err != nil {
 			t.Error(err)
 			continue
 		}
-		for _, arch := range list.Architectures {
+		for _, arch := range all.Architectures {
+			list, err := deb.ReadList(name)
+			if err == nil {
+				err = image.CompleteList(filepath.Base(name), arch, list)
+			}
+			if err != nil {
+				t.Error(err)
+				continue
+			}
 			lock, err := deb.ReadLock(deb.LockFile(name, arch))
 			if err != nil {
 				t.Error(err)

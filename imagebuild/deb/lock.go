@@ -10,20 +10,16 @@ import (
 )
 
 // LockFile returns the name of the lock that belongs to a package list.
-// packages-host.yaml has lock-host-amd64.json and so on, packages-arm64.yaml
-// just lock-arm64.json.
+// packages-host.yaml has lock-host-amd64.json and so on.
 func LockFile(list, arch string) string {
 	dir, name := filepath.Split(list)
-	stem := strings.TrimSuffix(strings.TrimPrefix(name, "packages-"), ".yaml")
-	if stem != arch {
-		stem += "-" + arch
-	}
-	return filepath.Join(dir, "lock-"+stem+".json")
+	return filepath.Join(dir, "lock-"+strings.TrimSuffix(strings.TrimPrefix(name, "packages-"), ".yaml")+"-"+arch+".json")
 }
 
-// LockAll resolves every packages-*.yaml in dir and rewrites the locks beside
+// LockAll resolves every packages-*.yaml in dir, with what complete adds to it
+// for an architecture, and rewrites the locks beside
 // them, all or none. It reports each lock and what changed in it, line by line.
-func LockAll(ctx context.Context, a *Archive, dir string, report func(string)) error {
+func LockAll(ctx context.Context, a *Archive, dir string, complete func(name, arch string, list *List) error, report func(string)) error {
 	names, err := filepath.Glob(filepath.Join(dir, "packages-*.yaml"))
 	if err != nil {
 		return err
@@ -37,11 +33,18 @@ func LockAll(ctx context.Context, a *Archive, dir string, report func(string)) e
 	}
 	var results []result
 	for _, name := range names {
-		list, err := ReadList(name)
+		all, err := ReadList(name)
 		if err != nil {
 			return err
 		}
-		for _, arch := range list.Architectures {
+		for _, arch := range all.Architectures {
+			list, err := ReadList(name)
+			if err != nil {
+				return err
+			}
+			if err := complete(filepath.Base(name), arch, list); err != nil {
+				return err
+			}
 			lock, err := a.Resolve(ctx, list, arch)
 			if err != nil {
 				return fmt.Errorf("lock %s: %w", filepath.Base(name), err)

@@ -37,6 +37,8 @@ func (a *Archive) Resolve(ctx context.Context, list *List, arch string) (*Lock, 
 
 func (a *Archive) resolve(ctx context.Context, list *List, suite, arch string) (*Lock, error) {
 	r := &resolver{list: list}
+	lock := &Lock{Architecture: arch, Suite: suite}
+places:
 	for _, s := range []struct {
 		kind  Kind
 		suite string
@@ -47,6 +49,11 @@ func (a *Archive) resolve(ctx context.Context, list *List, suite, arch string) (
 		}
 		for _, component := range list.Components {
 			i, err := a.index(ctx, rel, component, arch)
+			if errors.Is(err, errNoIndex) && s.suite != suite {
+				a.notice("WARNING: no %s for %s, so what it corrects is missing: %v", s.suite, arch, err)
+				lock.Without = append(lock.Without, s.suite)
+				continue places
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -59,7 +66,6 @@ func (a *Archive) resolve(ctx context.Context, list *List, suite, arch string) (
 	if err := r.check(suite == list.Suite); err != nil {
 		return nil, fmt.Errorf("resolve packages of %s for %s: %w", suite, arch, err)
 	}
-	lock := &Lock{Architecture: arch, Suite: suite}
 	for _, p := range r.picked {
 		lock.Packages = append(lock.Packages, p.Package)
 	}
@@ -194,6 +200,9 @@ func parseParagraph(text string) (*found, error) {
 func (r *resolver) check(strict bool) error {
 	used, missing := map[string]bool{}, map[string][]string{}
 	for _, p := range r.picked {
+		if slices.Contains(r.list.Data, p.listed()) {
+			continue
+		}
 		for _, dep := range p.depends {
 			ok := slices.ContainsFunc(dep.Possibilities, r.has)
 			for _, alt := range dep.Possibilities {

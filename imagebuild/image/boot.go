@@ -20,16 +20,16 @@ import (
 	"skerry.internal/skerry/imagebuild/tree"
 )
 
-// rootModules are needed to open and mount the root file system on any board;
+// openingModules are needed to open and mount the root file system on any board;
 // they are loaded when their time comes, not from the list.
-var openingModules = []string{"sha256-arm64", "sha2-ce", "dm-mod", "dm-verity", rootKind}
+var openingModules = []string{"dm-mod", "dm-verity", rootKind}
 
 // packInitramfs makes the first root: init, the modules to find and open the
 // real one, and the list of those that are loaded at once.
 func (b *Build) packInitramfs(ctx context.Context, p *plan.Progress) error {
 	var t tree.Tree
-	listed := b.board.InitramfsModules
-	modules, err := b.kernel.modules.Select(append(slices.Clone(listed), openingModules...))
+	listed := b.board.Arch.Modules.Early()
+	modules, err := b.kernel.modules.Select(slices.Concat(listed, b.board.Arch.Modules.Verity, openingModules))
 	if err != nil {
 		return err
 	}
@@ -79,15 +79,30 @@ func writeZstd(file string, level zstd.EncoderLevel, write func(*zstd.Encoder) e
 	return f.Close()
 }
 
-// packKernel compresses the kernel: a Raspberry Pi 3's card reads 1.5 MiB/s
+// kernelMagic is what a kernel has at an offset that U-Boot's command starts
+// (Documentation/arch/arm64/booting.rst and arch/arm/boot/compressed/head.S of Linux).
+var kernelMagic = map[string]struct {
+	at    int
+	magic string
+}{
+	"booti": {56, "ARM\x64"},
+	"bootz": {36, "\x18\x28\x6f\x01"},
+}
+
+// packKernel compresses a kernel that does not unpack itself: a Raspberry Pi 3's card reads 1.5 MiB/s
 // in U-Boot. gzip is what all boards' U-Boots can unpack.
 func (b *Build) packKernel(ctx context.Context, p *plan.Progress) error {
 	raw, err := os.ReadFile(b.kernel.dir)
 	if err != nil {
 		return err
 	}
-	if len(raw) < 64 || string(raw[56:60]) != "ARM\x64" {
-		return fmt.Errorf("read kernel %s: it is not an uncompressed arm64 image", b.kernel.release)
+	kind := b.board.Arch.Kernel
+	want, ok := kernelMagic[kind.Start]
+	if !ok {
+		return fmt.Errorf("pack kernel: boards/%s/arch.yaml starts it by %q, want booti or bootz", b.board.Arch.Name, kind.Start)
+	}
+	if len(raw) < 64 || string(raw[want.at:want.at+4]) != want.magic {
+		return fmt.Errorf("read kernel %s: U-Boot's %s does not start such a file", b.kernel.release, kind.Start)
 	}
 	if room := boards.SlotBootSize; len(raw) > room {
 		return fmt.Errorf("read kernel %s: got %s, want at most %s", b.kernel.release, size(int64(len(raw))), size(int64(room)))
@@ -95,6 +110,11 @@ func (b *Build) packKernel(ctx context.Context, p *plan.Progress) error {
 	vmlinuz, err := describe(b.kernel.dir)
 	if err != nil {
 		return err
+	}
+	if !kind.Packed() {
+		b.packed = vmlinuz
+		p.Note("%s", size(b.packed.size))
+		return nil
 	}
 	b.packed, err = b.store.file("kernel", key(vmlinuz.sha256, runtime.Version()), func(file string) error {
 		var buf bytes.Buffer
@@ -122,13 +142,13 @@ type slotBlob struct {
 }
 
 const (
-	kernelFile = "Image.gz"
 	initrdFile = "initrd.img"
+	dtbFolder  = "dtb"
 )
 
 func (b *Build) makeSlot(ctx context.Context, p *plan.Progress) error {
 	m := &slots.Manifest{
-		Version: b.source.Version, Arch: b.board.Arch, RootHash: b.rootHash,
+		Version: b.source.Version, Arch: b.board.Arch.Name, RootHash: b.rootHash,
 		Args: []string{"ro", "panic=10", "oops=panic", "loglevel=4",
 			"skerry.roothash=" + b.rootHash,
 			fmt.Sprintf("skerry.rootoff=%d", boards.SlotBootSize),
@@ -139,13 +159,29 @@ func (b *Build) makeSlot(ctx context.Context, p *plan.Progress) error {
 		name string
 		made made
 		into *slots.BootFile
-	}{{kernelFile, b.packed, &m.Kernel}, {initrdFile, b.initrd, &m.Initrd}} {
+	}{{b.board.Arch.Kernel.File, b.packed, &m.Kernel}, {initrdFile, b.initrd, &m.Initrd}} {
 		data, err := os.ReadFile(f.made.path)
 		if err != nil {
 			return err
 		}
 		*f.into = slots.NewBootFile(f.name, data)
 		b.slot.files = append(b.slot.files, fat.File{Name: f.name, Data: data})
+	}
+	for _, f := range b.board.Arch.DTBs {
+		path, err := b.pkgFile(f.Package, f.Path)
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		name := dtbFolder + "/" + f.Name + ".dtb"
+		if m.DTBs == nil {
+			m.DTBs = map[string]slots.BootFile{}
+		}
+		m.DTBs[boards.DTBKey(f.Name)] = slots.NewBootFile(name, data)
+		b.slot.files = append(b.slot.files, fat.File{Name: name, Data: data})
 	}
 	text, err := m.Format()
 	if err != nil {

@@ -112,7 +112,7 @@ func New(o Options) (*Build, error) {
 		o.Notice = func(string) {}
 	}
 	b := &Build{Options: o, board: board}
-	if b.modules, err = rootfs.Modules(board.Arch); err != nil {
+	if b.modules, err = rootfs.Modules(board.Arch.Name); err != nil {
 		return nil, err
 	}
 	for _, l := range []struct {
@@ -120,7 +120,7 @@ func New(o Options) (*Build, error) {
 		list_      **deb.List
 		lock_      **deb.Lock
 	}{
-		{"packages-" + board.Arch + ".yaml", "lock-" + board.Arch + ".json", &b.list, &b.lock},
+		{packagesImage, b.lockFile(), &b.list, &b.lock},
 		{"packages-host.yaml", hosttool.HostLock(), &b.hostList, &b.hostLock},
 	} {
 		text, err := rootfs.List(l.list)
@@ -129,6 +129,9 @@ func New(o Options) (*Build, error) {
 		}
 		if *l.list_, err = deb.ParseList(text); err != nil {
 			return nil, fmt.Errorf("rootfs/%s: %w", l.list, err)
+		}
+		if l.list == packagesImage {
+			addPackages(*l.list_, board.Arch)
 		}
 		if text, err = rootfs.List(l.lock); err != nil {
 			return nil, fmt.Errorf("read lock (make lock makes it): %w", err)
@@ -141,6 +144,32 @@ func New(o Options) (*Build, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+const packagesImage = "packages-image.yaml"
+
+// lockFile is the name of the lock of this image's packages.
+func (b *Build) lockFile() string { return deb.LockFile(packagesImage, b.board.Arch.Debian) }
+
+// addPackages adds to the list what the boards of an architecture take files of.
+func addPackages(list *deb.List, arch *boards.Arch) {
+	list.Metapackages = append(list.Metapackages, arch.Kernel.Package)
+	list.Data = append(append(list.Data, arch.Kernel.Package), arch.Packages...)
+	list.Packages = append(list.Packages, list.Data...)
+}
+
+// CompleteList adds to a list of rootfs/ what boards want of Debian's architecture, for deb.LockAll.
+func CompleteList(name, debian string, list *deb.List) error {
+	all, err := boards.Architectures()
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		if name == packagesImage && a.Debian == debian {
+			addPackages(list, a)
+		}
+	}
+	return nil
 }
 
 // Plan is what this build will do.
@@ -212,7 +241,7 @@ func (b *Build) fetchPackages(ctx context.Context, p *plan.Progress) error {
 	if err != nil {
 		return err
 	}
-	for name, s := range map[string]*deb.Set{"lock-" + b.board.Arch + ".json": set, hosttool.HostLock(): host} {
+	for name, s := range map[string]*deb.Set{b.lockFile(): set, hosttool.HostLock(): host} {
 		if !s.Newer {
 			continue
 		}
@@ -267,7 +296,7 @@ func (b *Build) unpackPackages(ctx context.Context, p *plan.Progress) error {
 // pkgFile returns the one file that a glob names in a package.
 func (b *Build) pkgFile(pkg, glob string) (string, error) {
 	if pkg == boards.KernelPackage {
-		pkg = b.board.Kernel
+		pkg = b.board.Arch.Kernel.Package
 	}
 	dir, ok := b.packages[pkg]
 	if !ok {

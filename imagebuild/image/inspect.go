@@ -24,11 +24,13 @@ type Report struct {
 	File       string          `json:"file"`
 	Size       int64           `json:"size"`
 	Partitions []PartitionInfo `json:"partitions"`
-	BootState  string          `json:"bootState"`
-	StateError string          `json:"bootStateError,omitempty"`
-	Firmware   []string        `json:"firmware"`
-	FATError   string          `json:"firmwareError,omitempty"`
-	Slots      []SlotInfo      `json:"slots"`
+	// Loaders are whole blocks of 4 KiB before the first partition in which something lies.
+	Loaders    []Area     `json:"loaders,omitempty"`
+	BootState  string     `json:"bootState"`
+	StateError string     `json:"bootStateError,omitempty"`
+	Firmware   []string   `json:"firmware"`
+	FATError   string     `json:"firmwareError,omitempty"`
+	Slots      []SlotInfo `json:"slots"`
 }
 
 // PartitionInfo is one partition, in bytes.
@@ -49,6 +51,12 @@ type SlotInfo struct {
 	Args     string         `json:"args,omitempty"`
 	Files    []BootFileInfo `json:"files,omitempty"`
 	Damage   []string       `json:"damage,omitempty"`
+}
+
+// Area is a part of a disk, in bytes.
+type Area struct {
+	Start int64 `json:"start"`
+	Size  int64 `json:"size"`
 }
 
 // BootFileInfo is a boot file of a slot.
@@ -80,6 +88,9 @@ func (r *Report) String() string {
 	fmt.Fprintf(&b, "%s, %s\n\npartitions\n", r.File, size(r.Size))
 	for _, p := range r.Partitions {
 		fmt.Fprintf(&b, "  %d %-8s type %02x  %9s at %s\n", p.Number, p.Name, p.Type, size(p.Size), size(p.Start))
+	}
+	for _, l := range r.Loaders {
+		fmt.Fprintf(&b, "  - loader            %9s at %s\n", size(l.Size), size(l.Start))
 	}
 	fmt.Fprintf(&b, "\nboot state  %s\n", r.BootState)
 	fmt.Fprintf(&b, "FIRMWARE    %s\n", strings.Join(r.Firmware, " "))
@@ -131,6 +142,9 @@ func Inspect(ctx context.Context, name string) (*Report, error) {
 		}
 		r.Partitions = append(r.Partitions, PartitionInfo{p, p.Start, p.Size})
 	}
+	if r.Loaders, err = loaders(f); err != nil {
+		return nil, fmt.Errorf("inspect %q: %w", name, err)
+	}
 	state, _, err := slots.Read(f, [2]int64{boards.BootState0, boards.BootState1})
 	if err != nil {
 		r.StateError = err.Error()
@@ -157,6 +171,29 @@ func Inspect(ctx context.Context, name string) (*Report, error) {
 		r.Slots = append(r.Slots, inspectSlot(io.NewSectionReader(f, p.Start, p.Size), p.Size, s.slot, state.Status(s.slot)))
 	}
 	return r, nil
+}
+
+// loaders finds what lies before the first partition besides partition table and boot state.
+func loaders(r io.ReaderAt) (found []Area, err error) {
+	const block = 4096
+	buf := make([]byte, block)
+	for at := int64(0); at < boards.FirmwareStart; at += block {
+		if _, err := r.ReadAt(buf, at); err != nil {
+			return nil, err
+		}
+		if at == 0 {
+			clear(buf[:boards.SectorSize])
+		}
+		if bytes.Equal(buf, make([]byte, block)) || boards.LoaderRoom(max(at, boards.SectorSize)) <= 0 || at >= boards.BootState0 && at <= boards.StateMark || at == boards.BootState1 {
+			continue
+		}
+		if n := len(found); n > 0 && found[n-1].Start+found[n-1].Size == at {
+			found[n-1].Size += block
+		} else {
+			found = append(found, Area{at, block})
+		}
+	}
+	return found, nil
 }
 
 func inspectSlot(r io.ReaderAt, size int64, slot slots.Slot, status slots.Status) SlotInfo {

@@ -46,7 +46,7 @@ func TestInspect(t *testing.T) {
 		offset int64
 		want   string // in the damage; empty: it is still whole
 	}{
-		{"kernel", place(t, s.a, kernelFile), "slot a: check " + kernelFile},
+		{"kernel", place(t, s.a, "Image.gz"), "slot a: check " + "Image.gz"},
 		{"initramfs", place(t, s.a, initrdFile), "slot a: check " + initrdFile},
 		{"slot.txt", place(t, s.a, "slot.txt"), "slot a: "},
 		{"first root block", boards.SlotAStart + boards.SlotBootSize + 100, "wrong blocks of 4 KiB: 0"},

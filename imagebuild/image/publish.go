@@ -33,7 +33,7 @@ func (b *Build) writeImage(ctx context.Context, p *plan.Progress) error {
 	b.image = filepath.Join(b.work, "image")
 	p.Total(boards.FirmwareSize + boards.SlotBootSize + b.rootFS.size + hashes.size)
 	rootAt := int64(boards.SlotAStart + boards.SlotBootSize)
-	return disk.WriteImage(b.image, boards.ImageSize, []disk.Part{
+	parts := []disk.Part{
 		{Name: "partition table", Room: boards.SectorSize, Data: disk.MBR(disk.Partitions())},
 		{Name: "boot state", Offset: boards.BootState0, Room: boards.SectorSize, Data: state},
 		{Name: "boot state", Offset: boards.BootState1, Room: boards.SectorSize, Data: state},
@@ -41,7 +41,15 @@ func (b *Build) writeImage(ctx context.Context, p *plan.Progress) error {
 		{Name: "slot A, boot files", Offset: boards.SlotAStart, Room: boards.SlotBootSize, File: b.slot.fat},
 		{Name: "slot A, root file system", Offset: rootAt, Room: plan.MaxRoot, File: b.rootFS.path},
 		{Name: "slot A, verity tree", Offset: rootAt + b.rootFS.size, Room: plan.MaxRoot - b.rootFS.size, File: b.hashes},
-	}, p.Add)
+	}
+	for _, l := range b.board.Loaders {
+		file, err := b.pkgFile(l.Package, l.Path)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, disk.Part{Name: "loader", Offset: l.At, Room: boards.LoaderRoom(l.At), File: file})
+	}
+	return disk.WriteImage(b.image, boards.ImageSize, parts, p.Add)
 }
 
 // compressImage: nearly all of it is compressed already, and the rest is zeros.
@@ -130,7 +138,7 @@ type PackageInfo struct {
 func (b *Build) describeImage() (*Description, error) {
 	name, raw := "skerry-"+b.board.Name, b.raw
 	d := &Description{
-		Board: b.board.Name, Arch: b.board.Arch, Version: b.source.Version, Commit: b.source.Commit, Time: b.source.Time,
+		Board: b.board.Name, Arch: b.board.Arch.Name, Version: b.source.Version, Commit: b.source.Commit, Time: b.source.Time,
 		RootHash: b.rootHash, Kernel: b.kernel.release, Compilers: b.compilers, Without: b.Without,
 		Image:    FileInfo{name + ".img", raw.size, raw.sha256},
 		Packed:   FileInfo{name + ".img.zst", b.packedImage.size, b.packedImage.sha256},
@@ -149,7 +157,7 @@ func (b *Build) describeImage() (*Description, error) {
 	for _, pkg := range b.lock.Packages {
 		d.Packages = append(d.Packages, PackageInfo{pkg.Name, pkg.Version, pkg.SHA256.String()})
 		switch pkg.Name {
-		case "crun", "nftables", "raspi-firmware", "u-boot-rpi":
+		case "crun", "nftables", "raspi-firmware", "u-boot-rpi", "u-boot-sunxi":
 			d.Versions[pkg.Name] = pkg.Version
 		}
 	}

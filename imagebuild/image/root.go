@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"maps"
@@ -27,7 +28,7 @@ const PauseImage = "skerry.internal/pause:1"
 
 func (b *Build) makeImages(ctx context.Context, p *plan.Progress) error {
 	img, err := ociimage.Build([]ociimage.File{{Path: "/pause", Mode: 0o755, Source: b.programs["pause"]}},
-		ociimage.Config{Arch: b.board.Arch, Entrypoint: []string{"/pause"}, User: "65534:65534"})
+		ociimage.Config{Arch: b.board.Arch.GOARCH, Entrypoint: []string{"/pause"}, User: "65534:65534"})
 	if err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func (b *Build) collectRoot(ctx context.Context, p *plan.Progress) error {
 			return err
 		}
 	}
-	contents, err := rootfs.Contents(b.board.Arch)
+	contents, err := rootfs.Contents(b.board.Arch.Triplet)
 	if err != nil {
 		return err
 	}
@@ -73,7 +74,7 @@ func (b *Build) collectRoot(ctx context.Context, p *plan.Progress) error {
 			return err
 		}
 	}
-	modules, err := b.kernel.modules.Select(append(slices.Clone(b.modules), b.board.RootModules...))
+	modules, err := b.kernel.modules.Select(slices.Concat(b.modules, b.board.Arch.Modules.Early(), b.board.Arch.Modules.Root))
 	if err != nil {
 		return err
 	}
@@ -97,8 +98,12 @@ func (b *Build) collectRoot(ctx context.Context, p *plan.Progress) error {
 		}
 	}
 	p.Note("%d files, %d kernel modules", len(b.root.Entries()), len(modules))
-	m := machines[b.board.Arch]
-	return errors.Join(b.root.CheckLibraries(m.machine, "usr/lib/"+m.triplet, "usr/lib"), CheckPolicy(&b.root))
+	init, err := elf.Open(b.programs["init"])
+	if err != nil {
+		return err
+	}
+	defer init.Close()
+	return errors.Join(b.root.CheckLibraries(init.Machine, "usr/lib/"+b.board.Arch.Triplet, "usr/lib"), CheckPolicy(&b.root))
 }
 
 // CheckPolicy holds the promises about what is never in a root file system.
@@ -141,7 +146,7 @@ func (b *Build) certificates() ([]byte, error) {
 
 func (b *Build) osRelease() []byte {
 	return fmt.Appendf(nil, "NAME=Skerry\nID=skerry\nID_LIKE=debian\nPRETTY_NAME=\"Skerry %s\"\nVERSION=%q\nVERSION_ID=%s\nBUILD_ID=%s\nIMAGE_ID=skerry-%s\n",
-		b.source.Version, b.source.Version, Release, b.source.Commit, b.board.Arch)
+		b.source.Version, b.source.Version, Release, b.source.Commit, b.board.Arch.Name)
 }
 
 // Root file system: squashfs with zstd, see docs/decisions/0001-root-file-system.md.

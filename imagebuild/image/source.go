@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
@@ -73,14 +72,6 @@ func git(dir string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// machines says, by GOARCH, how C is compiled and what the result is.
-var machines = map[string]struct {
-	triplet string
-	machine elf.Machine
-}{
-	"arm64": {"aarch64-linux-gnu", elf.EM_AARCH64},
-}
-
 // compile builds the programs into a folder that stays, one for all boards: the
 // go command leaves alone what is up to date there.
 func (b *Build) compile(ctx context.Context, p *plan.Progress) error {
@@ -97,7 +88,7 @@ func (b *Build) compile(ctx context.Context, p *plan.Progress) error {
 	if err != nil {
 		return err
 	}
-	bin := filepath.Join(b.store.dir, "bin-"+b.board.Arch+"-"+key(project)[:8])
+	bin := filepath.Join(b.store.dir, "bin-"+b.board.Arch.Name+"-"+key(project)[:8])
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return err
 	}
@@ -133,7 +124,7 @@ func (b *Build) compileGroup(ctx context.Context, p *plan.Progress, bin string, 
 	p.Note("%s", strings.Join(names, " "))
 	ld := append([]string{"-s", "-w"}, vars...)
 	if group[0].CGO {
-		ld = append(ld, "-linkmode external", "-extldflags -static")
+		ld = append(ld, "-linkmode external", "-extldflags '"+strings.Join(append([]string{"-static"}, b.board.Arch.LinkFlags...), " ")+"'")
 	}
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags", strings.Join(ld, " "), "-o", bin + string(filepath.Separator)}
 	if tags := group[0].Tags; len(tags) > 0 {
@@ -157,7 +148,7 @@ func (b *Build) compileGroup(ctx context.Context, p *plan.Progress, bin string, 
 			return context.Cause(ctx)
 		}
 		if group[0].CGO && strings.Contains(stderr.String(), "C compiler") {
-			return fmt.Errorf("compile %s: the C cross compiler is missing: apt install gcc-%s", names[0], machines[b.board.Arch].triplet)
+			return fmt.Errorf("compile %s: the C cross compiler is missing: apt install gcc-%s", names[0], b.board.Arch.Triplet)
 		}
 		return fmt.Errorf("compile %s: %w\n%s", strings.Join(names, ", "), err, strings.TrimSpace(stderr.String()))
 	}
@@ -197,11 +188,11 @@ func (b *Build) goEnv(cgo bool) ([]string, error) {
 		k, _, _ := strings.Cut(kv, "=")
 		return slices.Contains(drop, k)
 	})
-	env = append(env, "GOOS=linux", "GOARCH="+b.board.Arch, "GOTOOLCHAIN=go"+mod.Go.Version, "GOWORK=off")
+	env = append(env, "GOOS=linux", "GOARCH="+b.board.Arch.GOARCH, "GOARM="+b.board.Arch.GOARM, "GOTOOLCHAIN=go"+mod.Go.Version, "GOWORK=off")
 	if !cgo {
 		return append(env, "CGO_ENABLED=0"), nil
 	}
-	return append(env, "CGO_ENABLED=1", "CC="+machines[b.board.Arch].triplet+"-gcc"), nil
+	return append(env, "CGO_ENABLED=1", "CC="+b.board.Arch.Triplet+"-gcc"), nil
 }
 
 // recordCompilers notes the versions that the same bytes depend on.
@@ -217,13 +208,13 @@ func (b *Build) recordCompilers(ctx context.Context) error {
 		return fmt.Errorf("ask go for its version: %w", err)
 	}
 	b.compilers["go"] = strings.TrimSpace(string(out))
-	cc := machines[b.board.Arch].triplet + "-gcc"
+	cc := b.board.Arch.Triplet + "-gcc"
 	out, err = exec.CommandContext(ctx, cc, "--version").Output()
 	if errors.Is(err, exec.ErrNotFound) && slices.Contains(b.Without, "skerryd") {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("ask %s for its version: %w (apt install gcc-%s)", cc, err, machines[b.board.Arch].triplet)
+		return fmt.Errorf("ask %s for its version: %w (apt install gcc-%s)", cc, err, b.board.Arch.Triplet)
 	}
 	b.compilers["c"], _, _ = strings.Cut(string(out), "\n")
 	return nil

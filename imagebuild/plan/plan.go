@@ -98,7 +98,7 @@ next:
 // String is the plan for people.
 func (p *Plan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "image for %s (%s, %s)\n\nprograms\n", p.Board.Name, p.Board.Title, p.Board.Arch)
+	fmt.Fprintf(&b, "image for %s (%s, %s)\n\nprograms\n", p.Board.Name, p.Board.Title, p.Board.Arch.Name)
 	for _, prog := range p.Programs() {
 		dest := "/" + prog.Dest + "/" + prog.Name
 		if prog.Dest == "" {

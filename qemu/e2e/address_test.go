@@ -43,7 +43,8 @@ const inNamespace = "SKERRY_TEST_IN_NAMESPACE"
 // before, and the old one does not any more, is the twin.
 func TestAddress(t *testing.T) {
 	if os.Getenv(inNamespace) == "" {
-		busybox(t) // there is nothing to fetch it from in the namespace
+		board, _ := arm64.find(t)
+		busybox(t, board.Arch) // there is nothing to fetch it from in the namespace
 		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 		cmd.Env = append(os.Environ(), inNamespace+"=1")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}

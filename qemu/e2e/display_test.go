@@ -17,7 +17,7 @@ import (
 // the screen that takes its place, which must say what the serial line says.
 // The card has no cluster: nothing of Kubernetes is waited for.
 func TestPiDisplay(t *testing.T) {
-	vm := newMachine(t, "rpi3", "raspi3b", piImage(t), nil, func(c *qemu.Config) { c.DiskSize = 1 << 30 })
+	vm := newMachine(t, "rpi3", "raspi3b", pi3.image(t), nil, func(c *qemu.Config) { c.DiskSize = 1 << 30 })
 	powerOn(t, vm)
 	await(t, vm, `skerry: start console done`, piTime)
 	lit := 0

@@ -101,6 +101,8 @@ func TestMonth(t *testing.T) {
 // but for objects (a number) and used (per cent).
 func (n *node) halfMonth(half int) map[string]int {
 	n.t.Helper()
+	board, _ := n.find(n.t)
+	arch := board.Arch
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(n.t.Context(), 90*time.Minute)
 	defer cancel()
@@ -168,7 +170,7 @@ func (n *node) halfMonth(half int) map[string]int {
 	wg.Go(func() {
 		for i := range monthReleases / 2 {
 			ref := fmt.Sprintf("shop:%d-%d", half, i)
-			pushBusybox(n.t, "127.0.0.1:"+n.registry+"/"+ref, ociimage.File{Path: "/content", Mode: 0o644, Data: []byte(noise(8 << 20))})
+			pushBusybox(n.t, arch, "127.0.0.1:"+n.registry+"/"+ref, ociimage.File{Path: "/content", Mode: 0o644, Data: []byte(noise(8 << 20))})
 			fail(run(fmt.Sprintf(`{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"shop"},"spec":{"revisionHistoryLimit":2,"progressDeadlineSeconds":7200,"selector":{"matchLabels":{"app":"shop"}},
 				"template":{"metadata":{"labels":{"app":"shop"}},"spec":{"terminationGracePeriodSeconds":0,"containers":[{"name":"main","image":"10.0.2.2:%s/%s","args":["sleep","1000000"]}]}}}}`, n.registry, ref), "apply", "-f", "-"))
 			fail(await("rollout", "status", "deployment/shop"))

@@ -42,6 +42,7 @@ const bootTime = 8 * time.Minute
 
 // node is one booted image.
 type node struct {
+	target
 	t          testing.TB
 	vm         *qemu.VM
 	kubeconfig string
@@ -51,47 +52,28 @@ type node struct {
 	home       string
 }
 
-func bootImage(t testing.TB) string {
-	t.Helper()
-	build, err := qemu.BuildDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(build, "rpi4", "skerry-rpi4.img")
-	if p := os.Getenv("SKERRY_IMAGE"); p != "" {
-		path = p
-	}
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v; build it with: make image BOARD=rpi4", err)
-		}
-		t.Skipf("%v; build it with: make image BOARD=rpi4", err)
-	}
-	return path
-}
+// bootImage is the image that most tests boot.
+func bootImage(t testing.TB) string { return arm64.image(t) }
 
 // startNode boots the image as a server of a new cluster, with a registry on
 // the host that it may pull from, and waits until the node is Ready.
 func startNode(t testing.TB, change ...func(*qemu.Config)) *node {
 	t.Helper()
-	board, err := boards.ByName("rpi4")
-	if err != nil {
-		t.Fatal(err)
-	}
-	machine, err := board.Machine("virt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	qemu.Require(t, machine)
-	img := bootImage(t)
-	n := &node{t: t, home: t.TempDir()}
+	return startNodeOf(t, arm64, change...)
+}
+
+func startNodeOf(t testing.TB, x target, change ...func(*qemu.Config)) *node {
+	t.Helper()
+	board, machine := x.find(t)
+	img := x.image(t)
+	n := &node{target: x, t: t, home: t.TempDir()}
 	n.kubectl = kubectl(t)
 
 	// QEMU's user network shows the host's loopback as 10.0.2.2.
 	port := serveRegistry(t)
 	n.registry = port
 	host := "10.0.2.2:" + port
-	pushBusybox(t, "127.0.0.1:"+port+"/busybox:1")
+	pushBusybox(t, board.Arch, "127.0.0.1:"+port+"/busybox:1")
 	n.image = host + "/busybox:1"
 
 	c, err := cluster.Create(n.home, "e2e", time.Now())
@@ -145,7 +127,7 @@ func (n *node) start() {
 // expect waits for a line on the console.
 func (n *node) expect(pattern string, limit time.Duration) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), limit)
+	ctx, cancel := context.WithTimeout(n.t.Context(), n.limit(limit))
 	defer cancel()
 	if _, err := n.vm.Expect(ctx, pattern); err != nil {
 		n.t.Fatal(err)
@@ -199,8 +181,8 @@ func serveRegistry(t testing.TB) (port string) {
 	return port
 }
 
-// busybox is Debian's static one, of the cache or the archive.
-func busybox(t testing.TB) []byte {
+// busybox is Debian's static one for an architecture, of the cache or the archive.
+func busybox(t testing.TB, arch *boards.Arch) []byte {
 	t.Helper()
 	cache, err := fetch.Open()
 	if err != nil {
@@ -211,7 +193,7 @@ func busybox(t testing.TB) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lock, err := deb.ReadLock(deb.LockFile(packages, "arm64"))
+	lock, err := deb.ReadLock(deb.LockFile(packages, arch.Debian))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,10 +227,10 @@ func busybox(t testing.TB) []byte {
 }
 
 // pushBusybox makes an image of busybox, with other files beside it, and pushes it.
-func pushBusybox(t testing.TB, ref string, beside ...ociimage.File) {
+func pushBusybox(t testing.TB, arch *boards.Arch, ref string, beside ...ociimage.File) {
 	t.Helper()
-	img, err := ociimage.Build(append(beside, ociimage.File{Path: "/bin/busybox", Mode: 0o755, Data: busybox(t)}),
-		ociimage.Config{Arch: "arm64", Entrypoint: []string{"/bin/busybox"}, Env: []string{"PATH=/bin"}})
+	img, err := ociimage.Build(append(beside, ociimage.File{Path: "/bin/busybox", Mode: 0o755, Data: busybox(t, arch)}),
+		ociimage.Config{Arch: arch.GOARCH, Entrypoint: []string{"/bin/busybox"}, Env: []string{"PATH=/bin"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +245,7 @@ func pushBusybox(t testing.TB, ref string, beside ...ociimage.File) {
 
 // command is kubectl with this node's kubeconfig.
 func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, n.kubectl, append([]string{"--kubeconfig=" + n.kubeconfig}, args...)...)
+	cmd := exec.CommandContext(ctx, n.kubectl, append([]string{"--kubeconfig=" + n.kubeconfig}, n.patient(args)...)...)
 	cmd.Env = append(os.Environ(), "HOME="+n.home) // its discovery cache
 	return cmd
 }
@@ -285,7 +267,7 @@ func (n *node) client() kubernetes.Interface {
 
 // try runs kubectl for at most eleven minutes and returns all it prints.
 func (n *node) try(stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(n.t.Context(), 11*time.Minute)
+	ctx, cancel := context.WithTimeout(n.t.Context(), n.limit(11*time.Minute))
 	defer cancel()
 	cmd := n.command(ctx, args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -353,7 +335,7 @@ func (n *node) follow(pattern string, args ...string) ([]string, func()) {
 	ended := make(chan error, 1)
 	go func() { err := cmd.Wait(); w.CloseWithError(errors.Join(io.EOF, err)); ended <- err }()
 	stop := func() { cancel(); <-ended }
-	timer := time.AfterFunc(2*time.Minute, cancel)
+	timer := time.AfterFunc(n.limit(2*time.Minute), cancel)
 	defer timer.Stop()
 	re := regexp.MustCompile(pattern)
 	buf := make([]byte, 4096)

@@ -35,12 +35,14 @@ func discardLogger() *log.Logger { return log.New(io.Discard, "", 0) }
 
 // TestNode boots the image once and does to it what its users and its fate do,
 // one after the other: the order matters.
-func TestNode(t *testing.T) {
-	img := bootImage(t)
+func TestNode(t *testing.T) { testNode(t, arm64) }
+
+func testNode(t *testing.T, x target) {
+	img := x.image(t)
 	described := description(t, img)
 	asDescribed(t, img, described)
 	defer asDescribed(t, img, described) // nor has any of this written into the file
-	n := startNode(t, withStatus, func(c *qemu.Config) {
+	n := startNodeOf(t, x, withStatus, func(c *qemu.Config) {
 		put := c.Firmware
 		c.Firmware = func(files map[string][]byte) error {
 			err := put(files)
@@ -410,7 +412,7 @@ func (n *node) within(limit time.Duration, what string, try func() error) {
 		if line := err.Error(); len(said) == 0 || !strings.HasSuffix(said[len(said)-1], line) {
 			said = append(said, fmt.Sprintf("after %.0f s: %s", took.Seconds(), line))
 		}
-		if took > limit {
+		if took > n.limit(limit) {
 			n.t.Fatalf("%s: not within %v: %v\n%s\n%s", what, limit, err, strings.Join(said[max(0, len(said)-20):], "\n"), n.state())
 		}
 		<-time.After(500 * time.Millisecond)

@@ -22,16 +22,19 @@ const piTime = 25 * time.Minute
 // TestPi boots the image of the Pi 3, whose FIRMWARE is the Pi 4's too, as a Pi
 // does: with its own U-Boot, from its SD card, with a network adaptor on USB.
 // The full count goes on to a running pod.
-func TestPi(t *testing.T) {
-	image := piImage(t)
+func TestPi(t *testing.T) { testPi(t, pi3, `MMC: +mmc@7e202000: 0`) }
+
+// testPi wants U-Boot to name the card's controller like that.
+func testPi(t *testing.T, x target, controller string) {
+	image := x.image(t)
 	c, bundle := newBundle(t)
-	vm := newMachine(t, "rpi3", "raspi3b", image, bundle, func(c *qemu.Config) {
+	vm := newMachine(t, x.board, x.machine, image, bundle, func(c *qemu.Config) {
 		c.DiskSize = 1 << 30 // the emulated card takes half a minute per GiB to discard what becomes STATE
 	})
 	begin := time.Now()
 	powerOn(t, vm)
 	for _, mark := range []string{
-		`MMC: +mmc@7e202000: 0`, // the Pi's own U-Boot and SD controller
+		controller, // the Pi's own U-Boot, and its SD controller
 		`skerry: slot a: starting `,
 		`skerry: mount root done`,
 		`skerry: provisioning bundle taken from FIRMWARE`,
@@ -39,7 +42,7 @@ func TestPi(t *testing.T) {
 		`skerry: unit containerd ready`,
 		`skerry: kube-apiserver ready`,
 	} {
-		await(t, vm, mark, piTime)
+		await(t, vm, mark, x.limit(piTime))
 		t.Logf("%4.0f s  %s", time.Since(begin).Seconds(), mark)
 	}
 	ready(t, c.Dir, vm)
@@ -47,9 +50,9 @@ func TestPi(t *testing.T) {
 		return
 	}
 
-	await(t, vm, `skerry: node ready`, piTime)
+	await(t, vm, `skerry: node ready`, x.limit(piTime))
 	t.Logf("node Ready %.0f s after power-on", time.Since(begin).Seconds())
-	n := &node{t: t, vm: vm, kubectl: kubectl(t), home: t.TempDir()}
+	n := &node{target: x, t: t, vm: vm, kubectl: kubectl(t), home: t.TempDir()}
 	n.kubeconfig = filepath.Join(n.home, "kubeconfig")
 	config, err := c.Kubeconfig(fmt.Sprintf("https://127.0.0.1:%d", vm.Port(6443)), time.Now())
 	if err != nil {
@@ -60,25 +63,8 @@ func TestPi(t *testing.T) {
 	}
 	// The image's own pause: what is tested here is this machine, not a registry.
 	n.k("run", "one", "--image=skerry.internal/pause:1", "--image-pull-policy=Never", "--restart=Never")
-	n.k("wait", "--for=condition=Ready", "pod/one", "--timeout=4m")
+	n.k("wait", "--for=condition=Ready", "pod/one", "--timeout=240s")
 	t.Logf("pod Ready %.0f s after power-on", time.Since(begin).Seconds())
-}
-
-// piImage is build/rpi3/skerry-rpi3.img.
-func piImage(t *testing.T) string {
-	t.Helper()
-	build, err := qemu.BuildDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	image := filepath.Join(build, "rpi3", "skerry-rpi3.img")
-	if _, err := os.Stat(image); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v; build it with: make image BOARD=rpi3", err)
-		}
-		t.Skipf("%v; build it with: make image BOARD=rpi3", err)
-	}
-	return image
 }
 
 // ready asks the API server from outside, over the Pi's USB network, whether it
@@ -87,7 +73,7 @@ func ready(t *testing.T, cluster string, vm *qemu.VM) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: rootsOf(t, cluster)}, TLSHandshakeTimeout: time.Minute}}
 	defer client.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(t.Context(), piTime)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*piTime)
 	defer cancel()
 	url := fmt.Sprintf("https://127.0.0.1:%d/readyz", vm.Port(6443))
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

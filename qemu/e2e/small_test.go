@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,12 +20,7 @@ func TestSmall(t *testing.T) {
 			n.testWorkloads()
 			n.everythingRuns()
 			<-time.After(2 * time.Minute) // what the starts have used is given back
-			info := map[string]int{}
-			for _, line := range strings.Split(n.must("busybox cat /proc/meminfo"), "\n") {
-				if f := strings.Fields(line); len(f) > 1 {
-					info[strings.TrimSuffix(f[0], ":")], _ = strconv.Atoi(f[1])
-				}
-			}
+			info := n.memory()
 			t.Logf("%d MiB: total %d kB, available %d kB, swap used %d of %d kB", memory, info["MemTotal"], info["MemAvailable"], info["SwapTotal"]-info["SwapFree"], info["SwapTotal"])
 			if has, want := info["SwapTotal"] > 0, memory <= 1024; has != want {
 				t.Errorf("swap of %d kB with %d MiB of memory", info["SwapTotal"], memory)

@@ -179,8 +179,11 @@ const (
 
 // Each case flips one bit of the image, in a throw-away overlay. Whole is the
 // same machine with the same bytes written, none of them changed.
-func TestTamper(t *testing.T) {
-	image := bootImage(t)
+func TestTamper(t *testing.T) { testTamper(t, arm64) }
+
+func testTamper(t *testing.T, x target) {
+	board, _ := x.find(t)
+	image := x.image(t)
 	slot := readSlotA(t, image)
 	_, bundle := newBundle(t)
 	const noSlot = `skerry: no bootable slot: slots tried: a, slot a is ok, slot b is empty`
@@ -202,7 +205,7 @@ func TestTamper(t *testing.T) {
 	}{
 		{"whole", []int{kernel, initrd, super, program, tool, archive}, 0, []string{`skerry: STATE formatted`, `skerry: unit containerd ready`},
 			[]string{"refused", "corrupted", "mismatch", "nput/output error"}},
-		{"kernel", []int{kernel}, 0x10, []string{`skerry: slot a: kernel CRC mismatch in Image\.gz: got [0-9a-f]+, want [0-9a-f]+, refused`, noSlot},
+		{"kernel", []int{kernel}, 0x10, []string{`skerry: slot a: kernel CRC mismatch in ` + regexp.QuoteMeta(board.Arch.Kernel.File) + `: got [0-9a-f]+, want [0-9a-f]+, refused`, noSlot},
 			[]string{"slot a: starting", "slot b:", "Linux version"}},
 		{"initramfs", []int{initrd}, 0x10, []string{`skerry: slot a: initrd CRC mismatch in initrd\.img: got [0-9a-f]+, want [0-9a-f]+, refused`, noSlot},
 			[]string{"slot a: starting", "slot b:", "Linux version"}},
@@ -222,14 +225,14 @@ func TestTamper(t *testing.T) {
 			continue // it is a boot to the control plane
 		}
 		t.Run(tt.name, func(t *testing.T) {
-			vm := newMachine(t, "rpi4", "virt", image, bundle)
+			vm := newMachine(t, x.board, x.machine, image, bundle)
 			for _, at := range tt.at {
 				writeByte(t, vm, boards.SlotAStart+at, slot[at]^tt.flip)
 			}
 			begin := time.Now()
 			powerOn(t, vm)
 			for _, pattern := range tt.says {
-				await(t, vm, pattern, bootTime)
+				await(t, vm, pattern, x.limit(bootTime))
 			}
 			t.Logf("said after %.0f s", time.Since(begin).Seconds())
 			console := vm.Console()
@@ -253,7 +256,7 @@ func writeByte(t *testing.T, vm *qemu.VM, at int, b byte) {
 
 // No private key and no token is in any byte of an image, nor in what is packed in it.
 func TestImageHoldsNoSecret(t *testing.T) {
-	for _, path := range []string{bootImage(t), piImage(t)} {
+	for _, path := range []string{bootImage(t), pi3.image(t)} {
 		t.Run(filepath.Base(path), func(t *testing.T) { holdsNoSecret(t, path) })
 	}
 }

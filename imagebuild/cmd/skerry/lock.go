@@ -7,6 +7,7 @@ import (
 
 	"skerry.internal/skerry/imagebuild/deb"
 	"skerry.internal/skerry/imagebuild/fetch"
+	"skerry.internal/skerry/imagebuild/image"
 )
 
 func lockCommand() *cobra.Command {
@@ -32,7 +33,7 @@ changed. The archive is the one of this machine's apt sources, or
 			if err != nil {
 				return err
 			}
-			return deb.LockAll(cmd.Context(), archive, dir, func(line string) {
+			return deb.LockAll(cmd.Context(), archive, dir, image.CompleteList, func(line string) {
 				bar.Close()
 				fmt.Fprintln(cmd.OutOrStdout(), line)
 			})

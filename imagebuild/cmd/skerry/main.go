@@ -59,7 +59,7 @@ func newRoot() *cobra.Command {
 		return usageError{fmt.Errorf("%w (%s --help says more)", err, cmd.CommandPath())}
 	})
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(clusterCommand(), discoverCommand(), flashCommand(), imageCommand(), lockCommand(), nodeCommand(), qemuCommand())
+	root.AddCommand(boardsCommand(), clusterCommand(), discoverCommand(), flashCommand(), imageCommand(), lockCommand(), nodeCommand(), qemuCommand())
 	return root
 }
 
