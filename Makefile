@@ -23,7 +23,7 @@ GOTEST := go test -vet=off
 
 .PHONY: help
 help: ## says what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Tests that need a virtual machine run one at a time. The recipes call go list
 # themselves: in $(shell) its failure would go unseen, and less would be tested.

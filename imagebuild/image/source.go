@@ -150,6 +150,9 @@ func (b *Build) compileGroup(ctx context.Context, p *plan.Progress, bin string, 
 		if group[0].CGO && strings.Contains(stderr.String(), "C compiler") {
 			return fmt.Errorf("compile %s: the C cross compiler is missing: apt install gcc-%s", names[0], b.board.Arch.Triplet)
 		}
+		if group[0].CGO && strings.Contains(stderr.String(), "cannot find 'ld'") {
+			return fmt.Errorf("compile %s: the linker for %s is missing: apt install binutils-gold-%[3]s, before Debian 13 binutils-%[3]s", names[0], strings.Join(b.board.Arch.LinkFlags, " "), b.board.Arch.Triplet)
+		}
 		return fmt.Errorf("compile %s: %w\n%s", strings.Join(names, ", "), err, strings.TrimSpace(stderr.String()))
 	}
 	for _, prog := range group {
@@ -217,5 +220,10 @@ func (b *Build) recordCompilers(ctx context.Context) error {
 		return fmt.Errorf("ask %s for its version: %w (apt install gcc-%s)", cc, err, b.board.Arch.Triplet)
 	}
 	b.compilers["c"], _, _ = strings.Cut(string(out), "\n")
+	out, err = exec.CommandContext(ctx, cc, append(b.board.Arch.LinkFlags, "-Wl,--version")...).Output()
+	if err != nil {
+		return fmt.Errorf("ask the linker of %s for its version: %w", cc, err)
+	}
+	b.compilers["linker"], _, _ = strings.Cut(string(out), "\n")
 	return nil
 }

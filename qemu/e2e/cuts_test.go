@@ -44,7 +44,7 @@ func (n *node) testPowerCuts() {
 		if cut == 0 || testAll() {
 			acknowledged = append(acknowledged, n.createUntilCut(cut, moment(10*time.Second))...)
 		} else {
-			n.cutBoot(moment(time.Minute))
+			n.cutBoot(moment(n.limit(time.Minute)))
 		}
 		n.checkDisk(acknowledged)
 		if cut == 0 {
@@ -115,8 +115,8 @@ func (n *node) createUntilCut(cut int, after time.Duration) []string {
 	}
 	select {
 	case <-first:
-	case <-time.After(time.Minute):
-		n.t.Fatal("no object was created within a minute")
+	case <-time.After(n.limit(time.Minute)):
+		n.t.Fatalf("no object was created within %v", n.limit(time.Minute))
 	}
 	<-time.After(after) // the moment of the cut is what is random
 	n.vm.Cut()

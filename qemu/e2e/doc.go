@@ -2,6 +2,6 @@
 // flashed, in QEMU, with the upstream kubectl and a real registry. It holds
 // tests only.
 //
-// The image is $SKERRY_IMAGE, with its description (.json) beside it, or
-// build/rpi4/skerry-rpi4.img; make test builds it first.
+// The images are those of make image, with their descriptions (.json) beside them:
+// build/BOARD/skerry-BOARD.img. make test builds the ones it needs first.
 package e2e

@@ -178,7 +178,7 @@ func (n *node) testTools() {
 	stop()
 
 	// exec with a terminal: script gives kubectl one.
-	ctx, cancel := context.WithTimeout(n.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(n.t.Context(), n.limit(2*time.Minute))
 	defer cancel()
 	kubectl := n.command(ctx, "exec", "-it", "deploy/web", "--", "/bin/busybox", "sh", "-c", "tty; echo status $((6*7))")
 	tty := exec.CommandContext(ctx, "script", "-qec", strings.Join(quote(kubectl.Args), " "), "/dev/null")
@@ -244,7 +244,7 @@ var listening = []string{
 
 func (n *node) testClosed() {
 	// Anonymous requests get the health of the API and nothing else.
-	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	client := http.Client{Timeout: n.limit(30 * time.Second), Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/healthz": 200, "/version": 401, "/api/v1/nodes": 401, "/openapi/v2": 401, "/metrics": 401} {
 		resp, err := client.Get(fmt.Sprintf("https://127.0.0.1:%d%s", n.vm.Port(6443), path))
 		if err != nil {
@@ -413,7 +413,7 @@ func (n *node) within(limit time.Duration, what string, try func() error) {
 			said = append(said, fmt.Sprintf("after %.0f s: %s", took.Seconds(), line))
 		}
 		if took > n.limit(limit) {
-			n.t.Fatalf("%s: not within %v: %v\n%s\n%s", what, limit, err, strings.Join(said[max(0, len(said)-20):], "\n"), n.state())
+			n.t.Fatalf("%s: not within %v: %v\n%s\n%s", what, n.limit(limit), err, strings.Join(said[max(0, len(said)-20):], "\n"), n.state())
 		}
 		<-time.After(500 * time.Millisecond)
 	}

@@ -45,7 +45,7 @@ func testPi(t *testing.T, x target, controller string) {
 		await(t, vm, mark, x.limit(piTime))
 		t.Logf("%4.0f s  %s", time.Since(begin).Seconds(), mark)
 	}
-	ready(t, c.Dir, vm)
+	ready(t, x, c.Dir, vm)
 	if !testAll() {
 		return
 	}
@@ -69,11 +69,11 @@ func testPi(t *testing.T, x target, controller string) {
 
 // ready asks the API server from outside, over the Pi's USB network, whether it
 // is ready; its certificate must come from the cluster's root.
-func ready(t *testing.T, cluster string, vm *qemu.VM) {
+func ready(t *testing.T, x target, cluster string, vm *qemu.VM) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: rootsOf(t, cluster)}, TLSHandshakeTimeout: time.Minute}}
 	defer client.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*piTime)
+	ctx, cancel := context.WithTimeout(t.Context(), x.limit(2*piTime))
 	defer cancel()
 	url := fmt.Sprintf("https://127.0.0.1:%d/readyz", vm.Port(6443))
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

@@ -181,7 +181,7 @@ type cut struct {
 }
 
 // choose spreads cuts over the phases; half of them come right before a flush,
-// when most is at stake. Of those to boot, five sixths are of the last phase, when there
+// when most is at stake. Of those to boot, four fifths are of the last phase, when there
 // are objects and a pod. The list is in the order of the log.
 func (r *recording) choose(count, boots int, rnd *rand.Rand) []cut {
 	var cuts []cut
@@ -194,7 +194,7 @@ func (r *recording) choose(count, boots int, rnd *rand.Rand) []cut {
 		}
 		cuts = append(cuts, c)
 	}
-	late := boots * 5 / 6
+	late := boots * 4 / 5
 	early := boots - late
 	for _, i := range rnd.Perm(count) {
 		left := &early
@@ -230,7 +230,7 @@ func seeded(t *testing.T) *rand.Rand {
 func TestRecordedCuts(t *testing.T) {
 	count, boots := 60, 2
 	if testAll() {
-		count, boots = 250, 30
+		count, boots = 250, 20
 	}
 	rnd := seeded(t)
 	r := record(t, "")

@@ -45,7 +45,7 @@ type operator struct {
 }
 
 func (o *operator) skerry(args ...string) (stdout, stderr string, err error) {
-	ctx, cancel := context.WithTimeout(o.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(o.t.Context(), o.limit(2*time.Minute))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, o.program, append([]string{"node"}, args...)...)
 	cmd.Env = append(os.Environ(), "SKERRY_HOME="+o.home)
@@ -144,7 +144,7 @@ func (o *operator) strangers() {
 			}
 			return &certs[0], nil
 		}}
-		client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+		client := http.Client{Timeout: o.limit(30 * time.Second), Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
 		resp, err := client.Get("https://" + o.address + "/v1/status")
 		if err != nil {
 			return 0, err
