@@ -34,6 +34,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sync/errgroup"
+	"pault.ag/go/debian/version"
 
 	"skerry.internal/skerry/agent/atomicfile"
 	"skerry.internal/skerry/imagebuild/fetch"
@@ -50,6 +51,10 @@ type List struct {
 	// can't be read, as it happens while a mirror is being updated. Empty
 	// means that this is an error.
 	Fallback string `yaml:"fallback"`
+	// MayLack names, by architecture, the -updates and -security suites that
+	// are left out while their index can't be read. Without an entry that is
+	// an error, since it takes packages back to what these suites corrected.
+	MayLack map[string][]string `yaml:"mayLack"`
 	// Components of the archive, such as main.
 	Components []string `yaml:"components"`
 	// Packages by name. "a | b" is b where a release has no a.
@@ -103,6 +108,16 @@ func ParseList(text []byte) (*List, error) {
 			return nil, fmt.Errorf("ignored dependency %q has no reason", name)
 		}
 	}
+	for arch, suites := range l.MayLack {
+		if !slices.Contains(l.Architectures, arch) {
+			return nil, fmt.Errorf("mayLack names %q, which is not one of architectures", arch)
+		}
+		for _, s := range suites {
+			if !beside(l.Suite, s) && (l.Fallback == "" || !beside(l.Fallback, s)) {
+				return nil, fmt.Errorf("mayLack of %s names %q: want -updates or -security of a suite that is used", arch, s)
+			}
+		}
+	}
 	return l, nil
 }
 
@@ -110,7 +125,7 @@ func ParseList(text []byte) (*List, error) {
 type Lock struct {
 	Architecture string    `json:"architecture"`
 	Suite        string    `json:"suite"`
-	Without      []string  `json:"without,omitempty"` // suites that could not be read
+	Without      []string  `json:"without,omitempty"` // suites that could not be read and may be lacking
 	Packages     []Package `json:"packages"`          // sorted by name
 }
 
@@ -150,9 +165,17 @@ func ParseLock(text []byte) (*Lock, error) {
 	if l.Architecture == "" || len(l.Packages) == 0 {
 		return nil, errors.New("it names no architecture or no packages")
 	}
+	for i, s := range l.Without {
+		if !beside(l.Suite, s) || slices.Contains(l.Without[:i], s) {
+			return nil, fmt.Errorf("without names %q: want -updates or -security of %q, once", s, l.Suite)
+		}
+	}
 	for _, p := range l.Packages {
 		if err := p.validate(); err != nil {
 			return nil, err
+		}
+		if slices.Contains(l.Without, p.Suite) {
+			return nil, fmt.Errorf("package %q is from %s, which without says was left out", p.Name, p.Suite)
 		}
 	}
 	return l, nil
@@ -224,6 +247,29 @@ func (l *Lock) Changes(old *Lock) []string {
 	}
 	slices.Sort(lines)
 	return lines
+}
+
+// older is Changes of those packages whose version is lower than in old.
+func (l *Lock) older(old *Lock) ([]string, error) {
+	var lines []string
+	for _, p := range l.Packages {
+		o, err := old.Find(p.listed())
+		if err != nil {
+			continue // new in the list
+		}
+		was, err := version.Parse(o.Version)
+		if err != nil {
+			return nil, fmt.Errorf("read version of %q in the lock: %w", o.Name, err)
+		}
+		is, err := version.Parse(p.Version)
+		if err != nil {
+			return nil, fmt.Errorf("read version of %q: %w", p.Name, err)
+		}
+		if version.Compare(is, was) < 0 {
+			lines = append(lines, fmt.Sprintf("%s %s -> %s", p.listed(), o.Version, p.Version))
+		}
+	}
+	return lines, nil
 }
 
 func (p Package) listed() string {
@@ -300,13 +346,17 @@ func (s *Set) Path(name string) (string, error) {
 //
 // When the archive has dropped one of them, the whole of list is resolved
 // again, not that package alone: packages of one archive state fit together,
-// old and new ones need not.
+// old and new ones need not. Nothing goes back to a lower version that way: that
+// is how a mirror looks that is behind, or that somebody holds back.
 func (a *Archive) Fetch(ctx context.Context, list *List, lock *Lock) (*Set, error) {
 	paths, gone, err := a.fetchAll(ctx, lock)
 	if err != nil {
 		return nil, err
 	}
 	if len(gone) == 0 {
+		for _, s := range lock.Without {
+			a.notice("WARNING: the %s lock was made without %s, so what that suite corrects is missing", lock.Architecture, s)
+		}
 		return &Set{Lock: lock, paths: paths}, nil
 	}
 	if a.Strict {
@@ -316,6 +366,13 @@ func (a *Archive) Fetch(ctx context.Context, list *List, lock *Lock) (*Set, erro
 	newer, err := a.Resolve(ctx, list, lock.Architecture)
 	if err != nil {
 		return nil, fmt.Errorf("resolve a newer %s lock: %w", lock.Architecture, err)
+	}
+	older, err := newer.older(lock)
+	if err != nil {
+		return nil, err
+	}
+	if len(older) > 0 {
+		return nil, fmt.Errorf("the archive has older packages than the %s lock (%s): try again later, set %s to another mirror, or run make lock if that is right", lock.Architecture, strings.Join(older, "; "), MirrorEnv)
 	}
 	a.notice("WARNING: this build uses what the archive has today instead of the %s lock (%s); make lock makes that the lock", lock.Architecture, strings.Join(newer.Changes(lock), "; "))
 	paths, gone, err = a.fetchAll(ctx, newer)

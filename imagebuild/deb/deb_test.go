@@ -293,6 +293,78 @@ func TestMirrorInMotion(t *testing.T) {
 	})
 }
 
+// TestMayLack: a suite whose index can't be read is left out whole where the
+// list allows that for the architecture, and stops everything elsewhere.
+func TestMayLack(t *testing.T) {
+	const (
+		allowed = "arm64: [trixie-security]"
+		dists   = "debian-security/dists/trixie-security/"
+	)
+	drop := func(part string) func(*testing.T, *world) {
+		return func(t *testing.T, w *world) { w.Drop(t, part) }
+	}
+	change := func(part string) func(*testing.T, *world) {
+		return func(t *testing.T, w *world) { w.Change(t, part, flip) }
+	}
+	for _, c := range []struct {
+		name, mayLack string
+		harm          func(*testing.T, *world)
+		want          []string // in the error; nil: the suite is left out
+	}{
+		{"no index", allowed, drop(dists + "main"), nil},
+		{"another index than was signed", allowed, change(dists + "main"), nil},
+		{"the second component's", allowed, drop(dists + "non-free-firmware"), nil},
+		{"another architecture may", "armhf: [trixie-security]", drop(dists + "main"),
+			[]string{"trixie-security for arm64", "mayLack", "try again later", deb.MirrorEnv}},
+		{"another suite, and no way back to an older release", allowed, func(t *testing.T, w *world) {
+			w.list.Fallback = "bookworm"
+			w.Change(t, "dists/trixie-updates/main", flip)
+		}, []string{"trixie-updates for arm64", "mayLack", "not what was asked for", "try again later", deb.MirrorEnv}},
+		{"the main suite", "arm64: [trixie-updates, trixie-security]", drop("dists/trixie/non-free-firmware"),
+			[]string{"trixie for arm64", "try again later", deb.MirrorEnv}},
+		{"a bad signature", allowed, change(dists + "InRelease"), []string{"trixie-security for arm64", "signature is not good"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.Publish(t, "trixie", "arm64", append(packages(),
+				debtest.Package{Name: "firmware", Version: "1", Arch: "arm64", Component: "non-free-firmware"},
+				debtest.Package{Name: "firmware", Version: "2", Arch: "arm64", Component: "non-free-firmware", Suites: "trixie-security"})...)
+			w.list = parseList(t, strings.NewReplacer("[arm64]", "[arm64, armhf]", "[main]", "[main, non-free-firmware]", "tool", "tool, firmware").
+				Replace(listText)+"mayLack: {"+c.mayLack+"}\n")
+			c.harm(t, w)
+			if c.want != nil {
+				_, err := w.archive.Resolve(t.Context(), w.list, "arm64")
+				w.oneLine(t, err, c.want...)
+				if len(w.notices) > 0 {
+					t.Errorf("notices %q, want none", w.notices)
+				}
+				return
+			}
+			text, err := w.resolve(t).Marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(w.notices) != 1 || !strings.Contains(w.notices[0], "no trixie-security for arm64") {
+				t.Errorf("notices %q, want one about trixie-security", w.notices)
+			}
+			lock, err := deb.ParseLock(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p, err := lock.Find("tool"); err != nil || p.Version != "1:1.10~rc1-1" || !slices.Equal(lock.Without, []string{"trixie-security"}) {
+				t.Errorf("tool is %s, %v, without %q, want the one of trixie-updates, without trixie-security", p.Version, err, lock.Without)
+			}
+			w.notices = nil
+			if _, err := w.archive.Fetch(t.Context(), w.list, lock); err != nil {
+				t.Fatal(err)
+			}
+			if len(w.notices) != 1 || !strings.Contains(w.notices[0], "without trixie-security") {
+				t.Errorf("notices of a build %q, want one about trixie-security", w.notices)
+			}
+		})
+	}
+}
+
 func TestFetch(t *testing.T) {
 	w := newWorld(t)
 	lock := w.resolve(t)
@@ -378,6 +450,17 @@ func TestLockedFileGone(t *testing.T) {
 			t.Errorf("the given lock was changed")
 		}
 	})
+	t.Run("nothing older", func(t *testing.T) {
+		w := newWorld(t)
+		lock := w.resolve(t)
+		w.Drop(t, "/pool/main/tool_1:1.10-1")
+		w.Drop(t, "trixie-security/main")
+		w.list.MayLack = map[string][]string{"arm64": {"trixie-security"}}
+		w.archive = nil // with an empty cache: it would hold the index too
+		w.forget(t)
+		_, err := w.archive.Fetch(t.Context(), w.list, lock)
+		w.oneLine(t, err, "tool 1:1.10-1 -> 1:1.10~rc1-1", "older", "make lock", deb.MirrorEnv)
+	})
 	t.Run("strict", func(t *testing.T) {
 		w := newWorld(t)
 		lock := w.resolve(t)
@@ -455,11 +538,15 @@ func TestParseRefuses(t *testing.T) {
 		listText + "\nsuits: x": "suits",
 		strings.Replace(listText, "never installed", `""`, 1):      "no reason",
 		strings.Replace(listText, "[linux-image-arm64]", "[x]", 1): `"x"`,
+		listText + "mayLack: {armhf: [trixie-security]}":           `"armhf"`,
+		listText + "mayLack: {arm64: [trixie]}":                    `"trixie"`,
+		listText + "mayLack: {arm64: [bookworm-updates]}":          `"bookworm-updates"`,
 	} {
 		if _, err := deb.ParseList([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ParseList(%q) = %v, want an error with %q", text, err, want)
 		}
 	}
+	parseList(t, listText+"fallback: bookworm\nmayLack: {arm64: [bookworm-updates]}")
 	w := newWorld(t)
 	good, err := w.resolve(t).Marshal()
 	if err != nil {
@@ -473,6 +560,10 @@ func TestParseRefuses(t *testing.T) {
 		{`"archive": "debian"`, `"archive": "ppa"`, `"ppa"`},
 		{`"architecture": "arm64"`, `"architecture": ""`, "no architecture"},
 		{`"size": `, `"size": -`, "size"},
+		{`"packages"`, `"without": ["trixie"], "packages"`, `"trixie"`},
+		{`"packages"`, `"without": ["bookworm-updates"], "packages"`, `"bookworm-updates"`},
+		{`"packages"`, `"without": ["trixie-updates", "trixie-updates"], "packages"`, "once"},
+		{`"packages"`, `"without": ["trixie-security"], "packages"`, `"tool" is from trixie-security`},
 	} {
 		text := strings.Replace(string(good), c[0], c[1], 1)
 		if _, err := deb.ParseLock([]byte(text)); err == nil || !strings.Contains(err.Error(), c[2]) {
@@ -519,6 +610,11 @@ func TestProjectLists(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 				continue
+			}
+			for _, s := range lock.Without {
+				if !slices.Contains(list.MayLack[arch], s) {
+					t.Errorf("the %s lock of %s was made without %s, which the list does not allow: run make lock", arch, name, s)
+				}
 			}
 			for _, entry := range list.Packages {
 				first, _, _ := strings.Cut(entry, " ")

@@ -38,26 +38,19 @@ func (a *Archive) Resolve(ctx context.Context, list *List, arch string) (*Lock, 
 func (a *Archive) resolve(ctx context.Context, list *List, suite, arch string) (*Lock, error) {
 	r := &resolver{list: list}
 	lock := &Lock{Architecture: arch, Suite: suite}
-places:
-	for _, s := range []struct {
-		kind  Kind
-		suite string
-	}{{Main, suite}, {Main, suite + "-updates"}, {Security, suite + "-security"}} {
-		rel, err := a.release(ctx, s.kind, s.suite)
-		if err != nil {
-			return nil, err
-		}
-		for _, component := range list.Components {
-			i, err := a.index(ctx, rel, component, arch)
-			if errors.Is(err, errNoIndex) && s.suite != suite {
-				a.notice("WARNING: no %s for %s, so what it corrects is missing: %v", s.suite, arch, err)
-				lock.Without = append(lock.Without, s.suite)
-				continue places
-			}
-			if err != nil {
-				return nil, err
-			}
-			r.places = append(r.places, place{s.kind, s.suite, i})
+	for _, p := range parts(suite) {
+		places, err := a.places(ctx, p, list.Components, arch)
+		switch {
+		case err == nil:
+			r.places = append(r.places, places...)
+		case p.suite == suite || !errors.Is(err, errNoIndex):
+			return nil, fmt.Errorf("read %s for %s: %w", p.suite, arch, err)
+		case slices.Contains(list.MayLack[arch], p.suite):
+			a.notice("WARNING: no %s for %s, so what it corrects is missing: %v", p.suite, arch, err)
+			lock.Without = append(lock.Without, p.suite)
+		default:
+			// Without %w: what Fallback is for is the main suite's index.
+			return nil, fmt.Errorf("read %s for %s, which mayLack in the package list does not allow to be missing: %v", p.suite, arch, err)
 		}
 	}
 	if err := r.pick(); err != nil {
@@ -73,10 +66,43 @@ places:
 	return lock, nil
 }
 
-type place struct {
+// part is one of the suites that a release of Debian is spread over.
+type part struct {
 	kind  Kind
 	suite string
+}
+
+// parts begins with the main suite, which nothing can do without.
+func parts(suite string) []part {
+	return []part{{Main, suite}, {Main, suite + "-updates"}, {Security, suite + "-security"}}
+}
+
+// beside says whether name is one of the suites beside the main one.
+func beside(suite, name string) bool {
+	return slices.ContainsFunc(parts(suite)[1:], func(p part) bool { return p.suite == name })
+}
+
+type place struct {
+	part
 	index index
+}
+
+// places returns the indexes of all components of a suite, or none: packages of
+// half a suite need not fit together.
+func (a *Archive) places(ctx context.Context, p part, components []string, arch string) ([]place, error) {
+	rel, err := a.release(ctx, p.kind, p.suite)
+	if err != nil {
+		return nil, err
+	}
+	var all []place
+	for _, component := range components {
+		i, err := a.index(ctx, rel, component, arch)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, place{p, i})
+	}
+	return all, nil
 }
 
 type resolver struct {

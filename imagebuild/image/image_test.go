@@ -116,6 +116,19 @@ func built(t *testing.T) smallImages {
 	return small
 }
 
+// TestDescribeWithoutSuites: who reads what is in an image must learn what was left out.
+func TestDescribeWithoutSuites(t *testing.T) {
+	board, err := boards.ByName("rpi2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &Build{board: board, kernel: &kernel{}, lock: &deb.Lock{Without: []string{"trixie-security"}}, hostLock: &deb.Lock{}}
+	d, err := b.describeImage()
+	if err != nil || !slices.Equal(d.WithoutSuites, b.lock.Without) {
+		t.Errorf("describeImage() is without %q, %v; want without %q", d.WithoutSuites, err, b.lock.Without)
+	}
+}
+
 // copySources copies what git has of a project, as it is in the tree, with its history.
 func copySources(to, from string) error {
 	const script = `git clone -q --no-checkout --shared "$1" "$2"; cd "$1"; git ls-files -co --exclude-standard -z >"$2/.git/files"; xargs -0 cp --parents -t "$2" <"$2/.git/files"`

@@ -117,8 +117,10 @@ type Description struct {
 	Sizes     map[string]int64  `json:"sizes"`
 	Programs  map[string]int64  `json:"programs"`
 	Without   []string          `json:"without,omitempty"`
-	Packages  []PackageInfo     `json:"packages"`
-	Tools     []PackageInfo     `json:"tools"`
+	// WithoutSuites are the lock's: what they correct is not in Packages.
+	WithoutSuites []string      `json:"withoutSuites,omitempty"`
+	Packages      []PackageInfo `json:"packages"`
+	Tools         []PackageInfo `json:"tools"`
 }
 
 // FileInfo is one file of the result.
@@ -139,7 +141,7 @@ func (b *Build) describeImage() (*Description, error) {
 	name, raw := "skerry-"+b.board.Name, b.raw
 	d := &Description{
 		Board: b.board.Name, Arch: b.board.Arch.Name, Version: b.source.Version, Commit: b.source.Commit, Time: b.source.Time,
-		RootHash: b.rootHash, Kernel: b.kernel.release, Compilers: b.compilers, Without: b.Without,
+		RootHash: b.rootHash, Kernel: b.kernel.release, Compilers: b.compilers, Without: b.Without, WithoutSuites: b.lock.Without,
 		Image:    FileInfo{name + ".img", raw.size, raw.sha256},
 		Packed:   FileInfo{name + ".img.zst", b.packedImage.size, b.packedImage.sha256},
 		Versions: map[string]string{"kubernetes": plan.KubernetesVersion, "kernel": b.kernel.release},

@@ -9,6 +9,7 @@ package debtest
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"crypto/sha256"
 	"fmt"
@@ -34,6 +35,7 @@ import (
 type Package struct {
 	Name, Version, Arch       string
 	Depends, Provides, Suites string // Suites are those that list it; empty is the one that is published
+	Component                 string // empty is main
 	Files                     []tar.Header
 	Content                   map[string]string // by name in Files; sets the size
 	Compress                  string            // of data.tar: "xz" (also if empty), "zst" or "gz"
@@ -137,31 +139,37 @@ func (a *Archive) PublishStale(t testing.TB, suite, arch string, packages ...Pac
 func (a *Archive) publish(t testing.TB, suite, arch string, valid time.Time, packages []Package) {
 	t.Helper()
 	files := map[string][]byte{}
+	components := []string{"main"}
+	for _, p := range packages {
+		if p.Component != "" && !slices.Contains(components, p.Component) {
+			components = append(components, p.Component)
+		}
+	}
 	for _, s := range []struct{ root, suite string }{
 		{"/debian", suite}, {"/debian", suite + "-updates"}, {"/debian-security", suite + "-security"},
 	} {
-		var index strings.Builder
-		for _, p := range packages {
-			suites := p.Suites
-			if suites == "" {
-				suites = suite
-			}
-			if !slices.Contains(strings.Fields(suites), s.suite) {
-				continue
-			}
-			pool := fmt.Sprintf("pool/main/%s_%s_%s.deb", p.Name, p.Version, p.Arch)
-			text := Build(t, p)
-			files[s.root+"/"+pool] = text
-			fmt.Fprintf(&index, "Package: %s\nVersion: %s\nArchitecture: %s\nDepends: %s\nProvides: %s\nDescription: x\n y\nFilename: %s\nSize: %d\nSHA256: %x\n\n",
-				p.Name, p.Version, p.Arch, p.Depends, p.Provides, pool, len(text), sha256.Sum256(text))
-		}
-		packed := compress(t, "xz", []byte(index.String()))
-		name := "main/binary-" + arch + "/Packages.xz"
 		dists := s.root + "/dists/" + s.suite + "/"
-		files[dists+name] = packed
-		files[dists+filepath.Dir(name)+fmt.Sprintf("/by-hash/SHA256/%x", sha256.Sum256(packed))] = packed
-		files[dists+"InRelease"] = a.sign(t, fmt.Sprintf("Codename: %s\nValid-Until: %s\nAcquire-By-Hash: yes\nSHA256:\n %x %d %s\n",
-			s.suite, valid.UTC().Format(time.RFC1123), sha256.Sum256(packed), len(packed), name))
+		var sums strings.Builder
+		for _, component := range components {
+			var index strings.Builder
+			for _, p := range packages {
+				if cmp.Or(p.Component, "main") != component || !slices.Contains(strings.Fields(cmp.Or(p.Suites, suite)), s.suite) {
+					continue
+				}
+				pool := fmt.Sprintf("pool/%s/%s_%s_%s.deb", component, p.Name, p.Version, p.Arch)
+				text := Build(t, p)
+				files[s.root+"/"+pool] = text
+				fmt.Fprintf(&index, "Package: %s\nVersion: %s\nArchitecture: %s\nDepends: %s\nProvides: %s\nDescription: x\n y\nFilename: %s\nSize: %d\nSHA256: %x\n\n",
+					p.Name, p.Version, p.Arch, p.Depends, p.Provides, pool, len(text), sha256.Sum256(text))
+			}
+			packed := compress(t, "xz", []byte(index.String()))
+			name := component + "/binary-" + arch + "/Packages.xz"
+			files[dists+name] = packed
+			files[dists+filepath.Dir(name)+fmt.Sprintf("/by-hash/SHA256/%x", sha256.Sum256(packed))] = packed
+			fmt.Fprintf(&sums, " %x %d %s\n", sha256.Sum256(packed), len(packed), name)
+		}
+		files[dists+"InRelease"] = a.sign(t, fmt.Sprintf("Codename: %s\nValid-Until: %s\nAcquire-By-Hash: yes\nSHA256:\n%s",
+			s.suite, valid.UTC().Format(time.RFC1123), &sums))
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
