@@ -195,18 +195,26 @@ func (b *Build) publish(ctx context.Context, p *plan.Progress) error {
 }
 
 // publishQEMU puts the loaders that QEMU is started with beside the images:
-// on a board they lie in its ROM or on FIRMWARE.
+// on a board they lie in its ROM or on FIRMWARE. U-Boot for QEMU is one package for all
+// architectures, and boot.scr is tested on each, so all of it is taken.
 func (b *Build) publishQEMU() error {
 	dir := filepath.Join(filepath.Dir(b.Out), "qemu")
 	files := map[string]string{} // name → path
-	for _, m := range b.board.QEMU {
-		if m.UBoot.Name != "" {
-			path, err := b.pkgFile(m.UBoot.Package, m.UBoot.Path)
-			if err != nil {
+	for _, name := range boards.Names() {
+		o, err := boards.ByName(name)
+		if err != nil {
+			return err
+		}
+		for _, m := range o.QEMU {
+			if m.UBoot.Name == "" {
+				continue
+			}
+			if files[filepath.Join(m.UBoot.Name, "u-boot.bin")], err = b.pkgFile(m.UBoot.Package, m.UBoot.Path); err != nil {
 				return err
 			}
-			files[filepath.Join(m.UBoot.Name, "u-boot.bin")] = path
 		}
+	}
+	for _, m := range b.board.QEMU {
 		for _, f := range b.board.Firmware {
 			if f.Name == m.Kernel || f.Name == m.DTB {
 				path, err := b.pkgFile(f.Package, f.Path)
