@@ -46,7 +46,8 @@ func steady(good slots.Slot, a, b slots.Status) slots.State {
 	return slots.State{Seq: 7, Good: good, A: a, B: b}
 }
 
-func bootCases() []bootCase {
+// bootCases are the disks; kernel is the name of its file in a slot.
+func bootCases(kernel string) []bootCase {
 	both := steady(slots.A, slots.OK, slots.OK)
 	mismatch := func(slot, what, file string) string {
 		return "slot " + slot + ": " + what + " CRC mismatch in " + file + ": got "
@@ -59,18 +60,18 @@ func bootCases() []bootCase {
 		{name: "trial, the last", state: trial(1), boots: slots.B, says: []string{"slot b: on trial, 0 tries left"}},
 		{name: "trial used up", state: trial(0), boots: slots.A, says: []string{"slot b: no tries left, refused", "slot a: starting"}},
 		{name: "trial of a, b good", state: slots.State{Seq: 9, Good: slots.B, Trial: slots.A, Tries: 9, A: slots.OK, B: slots.OK}, boots: slots.A},
-		{name: "trial with a broken kernel", state: trial(2), change: damage(slotB, "Image.gz", flip), whole: onlyA, boots: slots.A,
-			says: []string{"on trial, 1 tries", mismatch("b", "kernel", "Image.gz"), "refused", "slot a: starting"}},
-		{name: "kernel flipped", state: both, change: damage(slotA, "Image.gz", flip), whole: onlyB, boots: slots.B, says: []string{mismatch("a", "kernel", "Image.gz"), "refused"}},
+		{name: "trial with a broken kernel", state: trial(2), change: damage(slotB, kernel, flip), whole: onlyA, boots: slots.A,
+			says: []string{"on trial, 1 tries", mismatch("b", "kernel", kernel), "refused", "slot a: starting"}},
+		{name: "kernel flipped", state: both, change: damage(slotA, kernel, flip), whole: onlyB, boots: slots.B, says: []string{mismatch("a", "kernel", kernel), "refused"}},
 		{name: "initrd flipped", state: both, change: damage(slotA, "initrd.img", flip), whole: onlyB, boots: slots.B, says: []string{mismatch("a", "initrd", "initrd.img"), "refused"}},
 		{name: "slot.txt flipped", state: both, change: damage(slotA, "slot.txt", flip), whole: onlyB, boots: slots.B, says: []string{mismatch("a", "slot.txt", "slot.txt"), "refused"}},
 		{name: "slot.crc flipped", state: both, change: damage(slotA, "slot.crc", flip), whole: onlyB, boots: slots.B, says: []string{"slot a: slot.txt", "refused"}},
-		{name: "kernel truncated", state: both, change: damage(slotA, "Image.gz", truncate), whole: onlyB, boots: slots.B, says: []string{"slot a: kernel length mismatch in Image.gz: got ", "refused"}},
+		{name: "kernel truncated", state: both, change: damage(slotA, kernel, truncate), whole: onlyB, boots: slots.B, says: []string{"slot a: kernel length mismatch in " + kernel + ": got ", "refused"}},
 		{name: "initrd gone", state: both, change: func(d *testDisk) { delete(d.a, "initrd.img") }, whole: onlyB, boots: slots.B, says: []string{"slot a: initrd initrd.img can not be loaded, refused"}},
 		{name: "slot gone", state: both, change: func(d *testDisk) { d.a = nil }, whole: onlyB, boots: slots.B, says: []string{"slot a: slot.crc can not be loaded, refused"}},
 		{name: "good one bad", state: steady(slots.A, slots.Bad, slots.OK), boots: slots.B},
 		{name: "both bad", state: steady(slots.B, slots.Bad, slots.Bad), boots: slots.B},
-		{name: "other one bad", state: steady(slots.A, slots.OK, slots.Bad), change: damage(slotA, "Image.gz", flip), whole: onlyB, boots: slots.B},
+		{name: "other one bad", state: steady(slots.A, slots.OK, slots.Bad), change: damage(slotA, kernel, flip), whole: onlyB, boots: slots.B},
 		{name: "first copy zeros", state: trial(3), change: func(d *testDisk) { d.state[0] = make([]byte, 512) }, boots: slots.A, says: []string{"one copy of two is damaged"}},
 		{name: "second copy torn", state: trial(3), change: func(d *testDisk) { copy(d.state[1][200:], "torn") }, boots: slots.B},
 		{name: "second copy newer", state: trial(3), change: func(d *testDisk) { d.state[0], d.state[1] = d.state[1], d.state[0] }, boots: slots.B},
@@ -79,92 +80,99 @@ func bootCases() []bootCase {
 			says: []string{"both copies are damaged", "slot a: starting"}},
 		{name: "both copies bad, a broken", state: both, change: func(d *testDisk) {
 			d.state = [2][]byte{make([]byte, 512), make([]byte, 512)}
-			damage(slotA, "Image.gz", flip)(d)
+			damage(slotA, kernel, flip)(d)
 		}, whole: onlyB, boots: slots.B},
-		{name: "never written", state: steady(slots.A, slots.OK, slots.Empty), change: damage(slotA, "Image.gz", flip), whole: onlyB, boots: "",
-			says: []string{mismatch("a", "kernel", "Image.gz"), "no bootable slot: slots tried: a, slot a is ok, slot b is empty", "next attempt in 5 s"}},
-		{name: "both broken, one on trial", state: trial(2), change: func(d *testDisk) { damage(slotA, "Image.gz", flip)(d); damage(slotB, "Image.gz", truncate)(d) }, whole: neither, boots: "",
-			says: []string{"slot b: kernel length mismatch", mismatch("a", "kernel", "Image.gz"), "no bootable slot: slots tried: b a, slot a is ok, slot b is ok"}},
+		{name: "never written", state: steady(slots.A, slots.OK, slots.Empty), change: damage(slotA, kernel, flip), whole: onlyB, boots: "",
+			says: []string{mismatch("a", "kernel", kernel), "no bootable slot: slots tried: a, slot a is ok, slot b is empty", "next attempt in 5 s"}},
+		{name: "both broken, one on trial", state: trial(2), change: func(d *testDisk) { damage(slotA, kernel, flip)(d); damage(slotB, kernel, truncate)(d) }, whole: neither, boots: "",
+			says: []string{"slot b: kernel length mismatch", mismatch("a", "kernel", kernel), "no bootable slot: slots tried: b a, slot a is ok, slot b is ok"}},
 		{name: "both broken", state: both, change: func(d *testDisk) { damage(slotA, "slot.txt", flip)(d); damage(slotB, "initrd.img", truncate)(d) }, whole: neither, boots: "",
 			says: []string{mismatch("a", "slot.txt", "slot.txt"), "slot b: initrd length mismatch", "no bootable slot: slots tried: a b"}},
+	}
+}
+
+// eachArch runs a test on each architecture's virt, where all of its boards are alike.
+func eachArch(t *testing.T, test func(*testing.T, *boards.Board, *boards.QEMUMachine)) {
+	for _, name := range []string{"rpi4", "rpi2"} {
+		b := board(t, name)
+		t.Run(b.Arch.Name, func(t *testing.T) {
+			m := machine(t, b, "virt")
+			qemu.Require(t, m)
+			test(t, b, m)
+		})
 	}
 }
 
 // TestBootScript lets U-Boot itself decide, and holds what it boots and what it
 // writes against the transitions of package slots.
 func TestBootScript(t *testing.T) {
-	b := board(t, "rpi4")
-	m := machine(t, b, "virt")
-	qemu.Require(t, m)
-	for _, c := range bootCases() {
-		t.Run(c.name, func(t *testing.T) {
-			d := newTestDisk(t, b, c.state)
-			if c.change != nil {
-				c.change(&d)
-			}
-			file := tempFile(t, "disk.img")
-			d.write(t, file, boards.ImageSize)
-			before := d.state
-			booted, console := decide(t, m, file)
-			if booted != c.boots {
-				t.Errorf("U-Boot boots %q, want %q\n%s", booted, c.boots, console)
-			}
-			rest := console
-			for _, want := range c.says {
-				_, after, found := strings.Cut(rest, want)
-				if !found {
-					t.Errorf("U-Boot doesn't say %q (in this order: %q)\n%s", want, c.says, console)
-					break
-				}
-				rest = after
-			}
-			wantBoot, want := byGo(before, c.whole)
-			if booted != wantBoot {
-				t.Errorf("U-Boot boots %q, package slots %q", booted, wantBoot)
-			}
-			if got := states(t, file); got != want {
-				t.Errorf("U-Boot leaves boot state\n%q, package slots\n%q", got, want)
-			}
-		})
+	eachArch(t, func(t *testing.T, b *boards.Board, m *boards.QEMUMachine) {
+		for _, c := range bootCases(b.Arch.Kernel.File) {
+			t.Run(c.name, func(t *testing.T) { c.run(t, m, newTestDisk(t, b, c.state), boards.ImageSize) })
+		}
+	})
+}
+
+func (c bootCase) run(t *testing.T, m *boards.QEMUMachine, d testDisk, size int64) {
+	if c.change != nil {
+		c.change(&d)
+	}
+	file := tempFile(t, "disk.img")
+	d.write(t, file, size)
+	booted, console := decide(t, m, file)
+	if booted != c.boots {
+		t.Errorf("U-Boot boots %q, want %q\n%s", booted, c.boots, console)
+	}
+	inOrder(t, console, c.says...)
+	wantBoot, want := byGo(d.state, c.whole)
+	if booted != wantBoot {
+		t.Errorf("U-Boot boots %q, package slots %q", booted, wantBoot)
+	}
+	if got := states(t, file); got != want {
+		t.Errorf("U-Boot leaves boot state\n%q, package slots\n%q", got, want)
 	}
 }
 
 // TestBootScriptTwin: the comparison above notices a boot script that doesn't
 // write the try it takes, and one that doesn't look at the CRC.
 func TestBootScriptTwin(t *testing.T) {
-	b := board(t, "rpi4")
-	m := machine(t, b, "virt")
-	qemu.Require(t, m)
+	eachArch(t, func(t *testing.T, b *boards.Board, m *boards.QEMUMachine) {
+		t.Run("no write", func(t *testing.T) {
+			d := newTestDisk(t, b, trial(3))
+			d.firmware = spoiled(t, b, "if ${devtype} write ${sk_at} ${sk_next} 1; then", "if true; then")
+			file := tempFile(t, "disk.img")
+			d.write(t, file, boards.ImageSize)
+			decide(t, m, file)
+			if _, want := byGo(d.state, nil); states(t, file) == want {
+				t.Error("a boot script that doesn't write leaves the same state as one that does")
+			}
+		})
+		t.Run("no CRC", func(t *testing.T) {
+			d := newTestDisk(t, b, steady(slots.A, slots.OK, slots.OK))
+			d.firmware = spoiled(t, b, "if itest 0x${sk_got} != 0x${sk_crc}; then", "if false; then")
+			damage(slotA, "initrd.img", flip)(&d)
+			file := tempFile(t, "disk.img")
+			d.write(t, file, boards.ImageSize)
+			if booted, _ := decide(t, m, file); booted != slots.A {
+				t.Errorf("a boot script that doesn't compare boots %q, want the damaged a", booted)
+			}
+		})
+	})
+}
+
+// spoiled is FIRMWARE with a boot script in which one thing is changed.
+func spoiled(t *testing.T, b *boards.Board, from, to string) map[string][]byte {
+	t.Helper()
 	script, err := b.BootScript()
 	if err != nil {
 		t.Fatal(err)
 	}
-	spoil := func(from, to string) map[string][]byte {
-		if strings.Count(script, from) != 1 {
-			t.Fatalf("boot script has %q %d times, want once", from, strings.Count(script, from))
-		}
-		return map[string][]byte{boards.BootScriptFile: boards.ScriptImage(strings.Replace(script, from, to, 1))}
+	if strings.Count(script, from) != 1 {
+		t.Fatalf("boot script has %q %d times, want once", from, strings.Count(script, from))
 	}
-	t.Run("no write", func(t *testing.T) {
-		d := newTestDisk(t, b, trial(3))
-		d.firmware = spoil("if ${devtype} write ${sk_at} ${sk_next} 1; then", "if true; then")
-		file := tempFile(t, "disk.img")
-		d.write(t, file, boards.ImageSize)
-		decide(t, m, file)
-		if _, want := byGo(d.state, nil); states(t, file) == want {
-			t.Error("a boot script that doesn't write leaves the same state as one that does")
-		}
-	})
-	t.Run("no CRC", func(t *testing.T) {
-		d := newTestDisk(t, b, steady(slots.A, slots.OK, slots.OK))
-		d.firmware = spoil("if itest 0x${sk_got} != 0x${sk_crc}; then", "if false; then")
-		damage(slotA, "initrd.img", flip)(&d)
-		file := tempFile(t, "disk.img")
-		d.write(t, file, boards.ImageSize)
-		if booted, _ := decide(t, m, file); booted != slots.A {
-			t.Errorf("a boot script that doesn't compare boots %q, want the damaged a", booted)
-		}
-	})
+	files := firmwareFiles(t, b)
+	files[boards.BootScriptFile] = boards.ScriptImage(strings.Replace(script, from, to, 1))
+	return files
 }
 
 // newTestDisk has two whole slots and the state in its first copy, an older one in the second.
@@ -172,7 +180,7 @@ func newTestDisk(t *testing.T, b *boards.Board, s slots.State) testDisk {
 	older := slots.New(slots.A)
 	older.Seq, older.B = s.Seq-1, slots.OK
 	return testDisk{
-		firmware: firmwareFiles(t, b), a: slotFiles(t, "1.0"), b: slotFiles(t, "2.0"),
+		firmware: firmwareFiles(t, b), a: slotFiles(t, b, "1.0"), b: slotFiles(t, b, "2.0"),
 		state: [2][]byte{encode(t, s), encode(t, older)},
 	}
 }
@@ -180,6 +188,7 @@ func newTestDisk(t *testing.T, b *boards.Board, s slots.State) testDisk {
 // decide runs U-Boot until it starts a kernel or gives up.
 func decide(t *testing.T, m *boards.QEMUMachine, file string) (slots.Slot, string) {
 	t.Helper()
+	ends := map[string]string{"virt": "skerry.board=virt console=ttyAMA0", "bpim2u": "skerry.board=bananapi-m2-ultra console=ttyS0,115200"}[m.Name]
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
 	vm := powerOn(ctx, t, m, file)
@@ -191,7 +200,9 @@ func decide(t *testing.T, m *boards.QEMUMachine, file string) (slots.Slot, strin
 		vm.Cut()
 		return "", vm.Console()
 	}
-	if err := vm.Wait(ctx); err != nil {
+	if m.Fixed {
+		vm.Cut() // the stub knows no power switch there
+	} else if err := vm.Wait(ctx); err != nil {
 		t.Fatalf("Wait = %v, want the stub kernel's power-off", err)
 	}
 	var slot slots.Slot
@@ -201,8 +212,8 @@ func decide(t *testing.T, m *boards.QEMUMachine, file string) (slots.Slot, strin
 		}
 	}
 	part := map[slots.Slot]int{slots.A: boards.PartSlotA, slots.B: boards.PartSlotB}[slot]
-	want := fmt.Sprintf("ro panic=10 oops=panic skerry.roothash=%s skerry.rootoff=67108864 skerry.slot=%s skerry.part=PARTUUID=534b5259-0%d skerry.board=virt console=ttyAMA0",
-		strings.Repeat("5c", 32), slot, part)
+	want := fmt.Sprintf("ro panic=10 oops=panic skerry.roothash=%s skerry.rootoff=67108864 skerry.slot=%s skerry.part=PARTUUID=534b5259-0%d %s",
+		strings.Repeat("5c", 32), slot, part, ends)
 	if got[1] != want {
 		t.Errorf("kernel arguments = %q, want %q", got[1], want)
 	}
@@ -211,7 +222,11 @@ func decide(t *testing.T, m *boards.QEMUMachine, file string) (slots.Slot, strin
 
 func powerOn(ctx context.Context, t *testing.T, m *boards.QEMUMachine, file string) *qemu.VM {
 	t.Helper()
-	vm, err := qemu.New(ctx, qemu.Config{Dir: t.TempDir(), Machine: m, RawDisk: file, Memory: 512})
+	c := qemu.Config{Dir: t.TempDir(), Machine: m, RawDisk: file}
+	if !m.Fixed {
+		c.Memory = 512
+	}
+	vm, err := qemu.New(ctx, c)
 	if err != nil {
 		t.Fatal(err)
 	}

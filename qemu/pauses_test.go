@@ -14,19 +14,19 @@ import (
 	"skerry.internal/skerry/qemu"
 )
 
-// TestBootScriptPauses has U-Boot refuse the only slot, for its kernel and for its
-// initramfs: it tries again and again, each pause twice as long as the last, says so each time,
+// TestBootScriptPauses has U-Boot refuse the only slot, on one architecture for its kernel and
+// on the other for its initramfs: it tries again and again, each pause twice as long as the last, says so each time,
 // and begins anew with a reset. Whole slots, in TestBootScript, are the twin.
 func TestBootScriptPauses(t *testing.T) {
-	b := board(t, "rpi4")
-	m := machine(t, b, "virt")
-	qemu.Require(t, m)
-	for _, name := range []string{"Image.gz", "initrd.img"} {
-		t.Run(name, func(t *testing.T) {
+	for _, c := range []struct{ board, file string }{{"rpi4", "Image.gz"}, {"rpi2", "initrd.img"}} {
+		t.Run(c.file, func(t *testing.T) {
 			t.Parallel() // it waits, most of the time
+			b := board(t, c.board)
+			m := machine(t, b, "virt")
+			qemu.Require(t, m)
 			d := newTestDisk(t, b, slots.New(slots.A))
 			d.b = nil
-			damage(slotA, name, flip)(&d)
+			damage(slotA, c.file, flip)(&d)
 			file := tempFile(t, "disk.img")
 			d.write(t, file, boards.ImageSize)
 			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
