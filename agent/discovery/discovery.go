@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -314,7 +315,7 @@ func usable(use func(string) bool) (map[int]link, error) {
 				l.addrs = append(l.addrs, netip.PrefixFrom(ip.Unmap(), ones))
 			}
 		}
-		slices.SortFunc(l.addrs, netip.Prefix.Compare)
+		sort.Slice(l.addrs, func(i, j int) bool { return l.addrs[i].Compare(l.addrs[j]) < 0 })
 		if len(l.addrs) > 0 {
 			links[a.Index] = l
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -213,7 +214,7 @@ func addresses(list []dnsmessage.Resource, name string) (raw [][]byte) {
 			raw = append(raw, append(binary.BigEndian.AppendUint16(nil, uint16(dnsmessage.TypeAAAA)), b.AAAA[:]...))
 		}
 	}
-	slices.SortFunc(raw, bytes.Compare)
+	sort.Slice(raw, func(i, j int) bool { return bytes.Compare(raw[i], raw[j]) < 0 })
 	return raw
 }
 

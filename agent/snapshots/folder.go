@@ -7,7 +7,6 @@
 package snapshots
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"time"
 
@@ -52,7 +52,7 @@ func List(dir string) ([]api.Snapshot, error) {
 			list = append(list, api.Snapshot{Name: e.Name(), Time: taken, Reason: reason, Bytes: info.Size()})
 		}
 	}
-	slices.SortFunc(list, func(a, b api.Snapshot) int { return cmp.Compare(number(b), number(a)) })
+	sort.Slice(list, func(i, j int) bool { return number(list[i]) > number(list[j]) })
 	return list, nil
 }
 

@@ -12,7 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
+	"sort"
 	"strconv"
 	"time"
 
@@ -47,7 +47,7 @@ var asideName = regexp.MustCompile(`\.aside-([0-9]{4,9})-`)
 // asides lists the folders that databases were put aside to, the oldest first.
 func asides(dir string) ([]string, error) {
 	list, err := filepath.Glob(dir + ".aside-*")
-	slices.SortFunc(list, func(a, b string) int { return asideNumber(a) - asideNumber(b) })
+	sort.Slice(list, func(i, j int) bool { return asideNumber(list[i]) < asideNumber(list[j]) })
 	return list, err
 }
 

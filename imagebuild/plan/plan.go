@@ -29,6 +29,7 @@ type Program struct {
 	Tags   []string
 	Vars   []string // linker -X
 	// Small has the compiler inline nothing: a tenth less, at some speed.
+	// Its own lists are sorted with sort.Slice, which is one function for all types.
 	Small bool
 	Limit int64 // bytes; 0 means none
 }
