@@ -275,9 +275,31 @@ func readArch(name string) (*Arch, []QEMUMachine, error) {
 		}
 	}
 	slices.Sort(a.Packages)
+	if err := distinct(a.Machines); err != nil {
+		return nil, nil, fmt.Errorf("read boards of %s: %w", name, err)
+	}
 	// The last match holds.
 	slices.SortStableFunc(a.Machines, func(m, o Machine) int { return min(len(m.FDTFiles), 1) - min(len(o.FDTFiles), 1) })
 	return &a.Arch, a.QEMU, nil
+}
+
+// distinct wants boot.scr to be able to tell machines of the same U-Boot from each other.
+func distinct(machines []Machine) error {
+	by := map[[2]string]string{}
+	for _, m := range machines {
+		files := m.FDTFiles
+		if len(files) == 0 {
+			files = []string{""}
+		}
+		for _, f := range files {
+			key := [2]string{m.UBoot, f}
+			if other := by[key]; other != "" {
+				return fmt.Errorf("nothing tells %s from %s: both have uboot %q and fdtFiles %q; name the ${fdtfile} of each", other, m.Name, m.UBoot, f)
+			}
+			by[key] = m.Name
+		}
+	}
+	return nil
 }
 
 // Architectures lists those that boards have, by name.
@@ -295,6 +317,19 @@ func Architectures() ([]*Arch, error) {
 		all = append(all, a)
 	}
 	return all, nil
+}
+
+// Packages are the Debian packages, besides the kernel, that FIRMWARE and the loaders are made of.
+func (b *Board) Packages() []string {
+	var names []string
+	for _, f := range b.Firmware {
+		names = append(names, f.Package)
+	}
+	for _, l := range b.Loaders {
+		names = append(names, l.Package)
+	}
+	slices.Sort(names)
+	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == KernelPackage })
 }
 
 // Machine looks up a QEMU machine by name; without a name it is the default.

@@ -38,18 +38,25 @@ const (
 	SlotBootSize = 64 * MiB
 )
 
-// LoaderRoom is how much room there is before the next thing on the disk for a
-// loader that begins at a place, in bytes; 0 or less where none may begin.
-func LoaderRoom(at int64) int64 {
+// LoaderRoom is how much room there is for a loader that begins at a place, in bytes: up to
+// the next thing on the disk, or to the next of the board's loaders; 0 or less where none may begin.
+func LoaderRoom(at int64, loaders []Loader) int64 {
 	if at < SectorSize {
 		return 0
 	}
+	room := int64(0)
 	for _, area := range []struct{ from, to int64 }{{BootState0, StateMark + SectorSize}, {BootState1, BootState1 + SectorSize}, {FirmwareStart, ImageSize}} {
 		if at < area.to {
-			return area.from - at
+			room = area.from - at
+			break
 		}
 	}
-	return 0
+	for _, l := range loaders {
+		if l.At > at {
+			room = min(room, l.At-at)
+		}
+	}
+	return room
 }
 
 // MBR partition types.

@@ -72,7 +72,7 @@ func builtLoaders(t *testing.T, b *boards.Board) map[int64][]byte {
 	defer f.Close()
 	loaders := map[int64][]byte{}
 	for _, l := range b.Loaders {
-		loaders[l.At] = make([]byte, boards.LoaderRoom(l.At))
+		loaders[l.At] = make([]byte, boards.LoaderRoom(l.At, b.Loaders))
 		if _, err := f.ReadAt(loaders[l.At], l.At); err != nil {
 			t.Fatal(err)
 		}

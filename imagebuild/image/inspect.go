@@ -175,7 +175,10 @@ func Inspect(ctx context.Context, name string) (*Report, error) {
 
 // loaders finds what lies before the first partition besides partition table and boot state.
 func loaders(r io.ReaderAt) (found []Area, err error) {
-	const block = 4096
+	const (
+		block = 4096
+		hole  = 64 << 10 // zeros that a loader may have in it
+	)
 	buf := make([]byte, block)
 	for at := int64(0); at < boards.FirmwareStart; at += block {
 		if _, err := r.ReadAt(buf, at); err != nil {
@@ -184,11 +187,11 @@ func loaders(r io.ReaderAt) (found []Area, err error) {
 		if at == 0 {
 			clear(buf[:boards.SectorSize])
 		}
-		if bytes.Equal(buf, make([]byte, block)) || boards.LoaderRoom(max(at, boards.SectorSize)) <= 0 || at >= boards.BootState0 && at <= boards.StateMark || at == boards.BootState1 {
+		if bytes.Equal(buf, make([]byte, block)) || boards.LoaderRoom(max(at, boards.SectorSize), nil) <= 0 || at >= boards.BootState0 && at <= boards.StateMark || at == boards.BootState1 {
 			continue
 		}
-		if n := len(found); n > 0 && found[n-1].Start+found[n-1].Size == at {
-			found[n-1].Size += block
+		if n := len(found); n > 0 && at-found[n-1].Start-found[n-1].Size <= hole {
+			found[n-1].Size = at + block - found[n-1].Start
 		} else {
 			found = append(found, Area{at, block})
 		}

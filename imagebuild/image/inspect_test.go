@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -139,6 +140,19 @@ func flip(t *testing.T, image string, offset int64) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// TestLoaders: a loader with zeros in it is one area, two loaders far from each other are two;
+// what else lies in the gap is none.
+func TestLoaders(t *testing.T) {
+	gap := make([]byte, boards.FirmwareStart)
+	for _, at := range []int{0x1b8, 0x2000, 0x9000, 0x40000, boards.BootState0, boards.ResetMark, boards.StateMark, boards.BootState1} {
+		gap[at] = 1
+	}
+	got, err := loaders(bytes.NewReader(gap))
+	if want := []Area{{0x2000, 0x8000}, {0x40000, 0x1000}}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("loaders() = %+v, %v; want %+v", got, err, want)
+	}
 }
 
 func TestInspectOfWhatIsNoImage(t *testing.T) {

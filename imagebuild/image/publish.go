@@ -47,7 +47,7 @@ func (b *Build) writeImage(ctx context.Context, p *plan.Progress) error {
 		if err != nil {
 			return err
 		}
-		parts = append(parts, disk.Part{Name: "loader", Offset: l.At, Room: boards.LoaderRoom(l.At), File: file})
+		parts = append(parts, disk.Part{Name: "loader " + filepath.Base(l.Path), Offset: l.At, Room: boards.LoaderRoom(l.At, b.board.Loaders), File: file})
 	}
 	return disk.WriteImage(b.image, boards.ImageSize, parts, p.Add)
 }
@@ -158,8 +158,7 @@ func (b *Build) describeImage() (*Description, error) {
 	}
 	for _, pkg := range b.lock.Packages {
 		d.Packages = append(d.Packages, PackageInfo{pkg.Name, pkg.Version, pkg.SHA256.String()})
-		switch pkg.Name {
-		case "crun", "nftables", "raspi-firmware", "u-boot-rpi", "u-boot-sunxi":
+		if named := b.board.Packages(); pkg.Name == "crun" || pkg.Name == "nftables" || slices.Contains(named, pkg.Name) {
 			d.Versions[pkg.Name] = pkg.Version
 		}
 	}
