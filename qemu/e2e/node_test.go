@@ -135,9 +135,14 @@ func (n *node) testWorkloads() {
 	// Beside that of a node which is not Ready yet, maybe.
 	n.want(`(?m)^north-barn(.*\n)*.* example\.test/dark=yes:PreferNoSchedule$`, "get", "node", "barn-1", "-o",
 		`go-template={{index .metadata.labels "example.test/site"}}{{range .spec.taints}} {{.key}}={{.value}}:{{.effect}}{{"\n"}}{{end}}`)
-	if out, err := n.try(n.workload(), "apply", "-f", "-"); err != nil {
-		n.t.Fatalf("apply: %v\n%s", err, out)
-	}
+	// kubectl has limits of its own, 32 seconds for the API's description, and no patience.
+	n.eventually("the workload is applied", func() error {
+		out, err := n.try(n.workload(), "apply", "-f", "-")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 	// kubectl wait fails at once while the object has no conditions at all.
 	n.eventually("the custom resource is established", func() error {
 		out, err := n.try("", "wait", "--for=condition=Established", "crd/boats.example.test", "--timeout=60s")
