@@ -256,7 +256,7 @@ func writeByte(t *testing.T, vm *qemu.VM, at int, b byte) {
 
 // No private key and no token is in any byte of an image, nor in what is packed in it.
 func TestImageHoldsNoSecret(t *testing.T) {
-	for _, path := range []string{bootImage(t), pi3.image(t)} {
+	for _, path := range []string{bootImage(t), pi3.image(t), armv7.image(t)} {
 		t.Run(filepath.Base(path), func(t *testing.T) { holdsNoSecret(t, path) })
 	}
 }

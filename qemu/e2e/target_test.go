@@ -24,6 +24,10 @@ var (
 	pi3   = target{board: "rpi3", machine: "raspi3b"} // with limits of its own, piTime
 )
 
+// What arm64 is put through, on the other architecture; in make test no more than fits its hour.
+func TestNodeARMv7(t *testing.T)   { testNode(t, armv7) }
+func TestTamperARMv7(t *testing.T) { testTamper(t, armv7) }
+
 // image is what make image has made for the board.
 func (x target) image(t testing.TB) string {
 	t.Helper()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -12,30 +13,56 @@ import (
 )
 
 func boardsCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:     "boards",
 		Short:   "List the boards there are images for",
 		Long:    "List the boards there are images for, in Markdown: their architecture, the machine\nof QEMU that plays them, how far they are tested, and who ran them on hardware.",
 		Example: "  skerry boards",
 		Args:    noArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return listBoards(cmd.OutOrStdout()) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return listBoards(cmd.OutOrStdout(), asJSON) },
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON list")
+	return cmd
 }
 
-func listBoards(w io.Writer) error {
-	fmt.Fprintln(w, "| board | | architecture | QEMU machine of its own | tested | run on hardware |\n|---|---|---|---|---|---|")
+// boardFacts is a board as skerry boards shows it.
+type boardFacts struct {
+	Board    string   `json:"board"`
+	Title    string   `json:"title"`
+	Arch     string   `json:"arch"`
+	Machines []string `json:"machines"` // of QEMU, that play this board and no other
+	Tested   string   `json:"tested"`
+	Hardware string   `json:"hardware"` // who ran it; empty: nobody
+}
+
+func listBoards(w io.Writer, asJSON bool) error {
+	var list []boardFacts
 	for _, name := range boards.Names() {
 		b, err := boards.ByName(name)
 		if err != nil {
 			return err
 		}
-		var own []string
+		own := []string{}
 		for _, m := range b.QEMU {
 			if m.Name != "virt" {
-				own = append(own, "`"+m.Name+"`")
+				own = append(own, m.Name)
 			}
 		}
-		if _, err := fmt.Fprintf(w, "| `%s` | %s | %s | %s | %s | %s |\n", b.Name, b.Title, b.Arch.Name, cmp.Or(strings.Join(own, ", "), "none"), b.Tested, b.Hardware); err != nil {
+		list = append(list, boardFacts{b.Name, b.Title, b.Arch.Name, own, b.Tested, b.Hardware})
+	}
+	if asJSON {
+		e := json.NewEncoder(w)
+		e.SetIndent("", " ")
+		return e.Encode(list)
+	}
+	fmt.Fprintln(w, "| board | | architecture | QEMU machine of its own | tested | run on hardware |\n|---|---|---|---|---|---|")
+	for _, b := range list {
+		own := ""
+		if len(b.Machines) > 0 {
+			own = "`" + strings.Join(b.Machines, "`, `") + "`"
+		}
+		if _, err := fmt.Fprintf(w, "| `%s` | %s | %s | %s | %s | %s |\n", b.Board, b.Title, b.Arch, cmp.Or(own, "none"), b.Tested, b.Hardware); err != nil {
 			return err
 		}
 	}
