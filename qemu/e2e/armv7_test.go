@@ -9,6 +9,9 @@ import (
 	"skerry.internal/skerry/qemu"
 )
 
+// TestNodeARMv7 is TestNode on the other architecture.
+func TestNodeARMv7(t *testing.T) { testNode(t, armv7) }
+
 // TestPi2 boots the image of the Pi 2 with its own U-Boot, from its SD card, with a network
 // adaptor on USB. Its card is at the second of its controllers, see boards/rpi2.
 func TestPi2(t *testing.T) {
