@@ -70,7 +70,6 @@ test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in Q
 	@for board in rpi4 rpi3 rpi2; do build/skerry image build --board $$board -o build/$$board; done
 	packages=$$(go list ./...)
 	$(GOTEST) -timeout 20m $$($(NO_VM) <<<"$$packages")
-	$(MAKE) --no-print-directory test-armv7
 	$(GOTEST) -p 1 -timeout 80m $(VM_PACKAGES)
 
 # Our own programs' packages as 32-bit ones, under QEMU's user emulation; those that start
@@ -87,7 +86,6 @@ test-armv7: | host ## the unit tests of what runs on a board, as armv7 programs
 test-all: export GOFLAGS := $(subst -tags=,-tags=full$(comma),$(GOFLAGS))
 test-all: build/skerry build/kubectl ## everything with full counts; resumable; leaves build/test-all.json
 	@for board in $(BOARDS); do build/skerry image build --board $$board -o build/$$board; done
-	$(MAKE) --no-print-directory test-armv7
 	[ -e build/test-all.json ] || cp docs/test-all.json build/ 2>/dev/null || true
 	packages=$$(go list ./...)
 	machines=$$(go list $(VM_PACKAGES))

@@ -206,13 +206,16 @@ func TestStateBroken(t *testing.T) {
 	}
 	set(2) // from long ago
 	now := time.Unix(0, 0)
-	var flags int64
+	var readOnly bool
 	probes, reboots, settled := 0, 0, 0
 	var fault error
 	var said []string
 	w := &stateWatch{dir: dir, ballast: filepath.Join(dir, "ballast"), errors: count, known: 2, since: now, now: func() time.Time { return now },
 		statfs: func(_ string, st *unix.Statfs_t) error {
-			*st = unix.Statfs_t{Bsize: 4096, Blocks: 1000, Bfree: 1000, Bavail: 1, Flags: flags}
+			*st = unix.Statfs_t{Bsize: 4096, Blocks: 1000, Bfree: 1000, Bavail: 1}
+			if readOnly {
+				st.Flags = unix.ST_RDONLY // of another type on 32 bits
+			}
 			return nil
 		},
 		probe: func() error { probes++; return fault }, reboot: func() { reboots++ }, settled: func() error { settled++; return nil },
@@ -240,7 +243,7 @@ func TestStateBroken(t *testing.T) {
 	turn(10*time.Minute, 4, 0, true)
 	fault = nil
 	turn(time.Minute, 5, 0, false) // it was a bad contact
-	flags, fault = unix.ST_RDONLY, unix.EROFS
+	readOnly, fault = true, unix.EROFS
 	turn(time.Minute, 6, 0, true)
 	turn(firstFault-time.Second, 7, 0, true)
 	turn(time.Second, 8, 1, true)
@@ -251,7 +254,7 @@ func TestStateBroken(t *testing.T) {
 	if settled != 0 {
 		t.Errorf("settled %d times; want none in an hour", settled)
 	}
-	flags, fault = 0, nil
+	readOnly, fault = false, nil
 	turn(settleAfter, 10, 1, false)
 	turn(settleAfter, 10, 1, false)
 	if settled != 1 {
