@@ -67,7 +67,7 @@ stop: build/skerry ## ends what make run started
 
 .PHONY: test
 test: build/skerry build/kubectl ## what CI runs: unit tests, and the image in QEMU
-	@for board in rpi4 rpi3 rpi2; do build/skerry image build --board $$board -o build/$$board; done
+	@for board in rpi4 rpi3 rpi2 bananapi-m2-ultra; do build/skerry image build --board $$board -o build/$$board; done
 	packages=$$(go list ./...)
 	$(GOTEST) -timeout 20m $$($(NO_VM) <<<"$$packages")
 	$(GOTEST) -p 1 -timeout 80m $(VM_PACKAGES)

@@ -158,7 +158,7 @@ func testLoadAddresses(t *testing.T, arch *Arch) {
 		switch {
 		case m.UBoot == "rpi":
 			areas = append(areas, area{"device tree in QEMU", 0x8000000, 0x8200000}, area{"spin table", 0, 0x1000})
-		case m.FDT != "":
+		default:
 			areas = append(areas, area{"device tree in QEMU", base, base + 0x100000})
 		}
 		for i, a := range areas {

@@ -174,7 +174,7 @@ func (s *Sync) round(query func(string) (time.Duration, error), apply func(time.
 		}
 		if t := time.Now().Add(offset); t.Before(s.Floor) || t.Unix() > maxUnix {
 			s.Printf("clock: %s says it is %s, want a time after %s, when this system was built or provisioned, and before %s; not believed",
-				server, t.UTC().Format(time.RFC3339), s.Floor.UTC().Format(time.RFC3339), time.Unix(maxUnix, 0).UTC().Format(time.DateOnly))
+				server, t.UTC().Format(time.RFC3339), s.Floor.UTC().Format(time.RFC3339), time.Unix(maxUnix+1, 0).UTC().Format(time.DateOnly))
 			continue
 		}
 		if err := apply(offset); err != nil {

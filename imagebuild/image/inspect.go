@@ -190,7 +190,7 @@ func loaders(r io.ReaderAt) (found []Area, err error) {
 		if bytes.Equal(buf, make([]byte, block)) || boards.LoaderRoom(max(at, boards.SectorSize), nil) <= 0 || at >= boards.BootState0 && at <= boards.StateMark || at == boards.BootState1 {
 			continue
 		}
-		if n := len(found); n > 0 && at-found[n-1].Start-found[n-1].Size <= hole {
+		if n := len(found); n > 0 && at-found[n-1].Start-found[n-1].Size <= hole && at-found[n-1].Start < boards.LoaderRoom(max(found[n-1].Start, boards.SectorSize), nil) {
 			found[n-1].Size = at + block - found[n-1].Start
 		} else {
 			found = append(found, Area{at, block})

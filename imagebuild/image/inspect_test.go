@@ -146,11 +146,11 @@ func flip(t *testing.T, image string, offset int64) string {
 // what else lies in the gap is none.
 func TestLoaders(t *testing.T) {
 	gap := make([]byte, boards.FirmwareStart)
-	for _, at := range []int{0x1b8, 0x2000, 0x9000, 0x40000, boards.BootState0, boards.ResetMark, boards.StateMark, boards.BootState1} {
+	for _, at := range []int{0x1b8, 0x2000, 0x9000, 0x40000, boards.BootState0, boards.ResetMark, boards.StateMark, boards.BootState1 - 0x1000, boards.BootState1, boards.BootState1 + 0x1000} {
 		gap[at] = 1
 	}
 	got, err := loaders(bytes.NewReader(gap))
-	if want := []Area{{0x2000, 0x8000}, {0x40000, 0x1000}}; err != nil || !slices.Equal(got, want) {
+	if want := []Area{{0x2000, 0x8000}, {0x40000, 0x1000}, {boards.BootState1 - 0x1000, 0x1000}, {boards.BootState1 + 0x1000, 0x1000}}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("loaders() = %+v, %v; want %+v", got, err, want)
 	}
 }

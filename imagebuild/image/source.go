@@ -150,7 +150,7 @@ func (b *Build) compileGroup(ctx context.Context, p *plan.Progress, bin string, 
 		if group[0].CGO && strings.Contains(stderr.String(), "C compiler") {
 			return fmt.Errorf("compile %s: the C cross compiler is missing: apt install gcc-%s", names[0], b.board.Arch.Triplet)
 		}
-		if group[0].CGO && strings.Contains(stderr.String(), "cannot find 'ld'") {
+		if group[0].CGO && strings.Contains(stderr.String(), "collect2: fatal error: cannot find") {
 			return fmt.Errorf("compile %s: the linker for %s is missing: apt install binutils-gold-%[3]s, before Debian 13 binutils-%[3]s", names[0], strings.Join(b.board.Arch.LinkFlags, " "), b.board.Arch.Triplet)
 		}
 		return fmt.Errorf("compile %s: %w\n%s", strings.Join(names, ", "), err, strings.TrimSpace(stderr.String()))

@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -52,9 +51,7 @@ func listBoards(w io.Writer, asJSON bool) error {
 		list = append(list, boardFacts{b.Name, b.Title, b.Arch.Name, own, b.Tested, b.Hardware})
 	}
 	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetIndent("", " ")
-		return e.Encode(list)
+		return printJSON(list)
 	}
 	fmt.Fprintln(w, "| board | | architecture | QEMU machine of its own | tested | run on hardware |\n|---|---|---|---|---|---|")
 	for _, b := range list {

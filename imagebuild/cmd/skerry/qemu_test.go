@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +20,18 @@ func TestQEMUCalls(t *testing.T) {
 	if err := os.WriteFile(damaged, bytes.Repeat([]byte("not an image"), 1<<16), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	var machines []string // of all boards
+	for _, name := range boards.Names() {
+		b, err := boards.ByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range b.QEMU {
+			machines = append(machines, m.Name)
+		}
+	}
+	slices.Sort(machines)
+	machines = slices.Compact(machines)
 	for _, test := range []struct {
 		args  string
 		usage bool
@@ -28,7 +41,7 @@ func TestQEMUCalls(t *testing.T) {
 		{"qemu up --bogus", true, "unknown flag: --bogus"},
 		{"qemu bogus", true, `unknown command "bogus" for skerry qemu`},
 		{"qemu up --name a_b --image " + damaged, true, `machine name "a_b"`},
-		{"qemu up --name one --board-machine vax --image " + damaged, true, `vax": want one of: `},
+		{"qemu up --name one --board-machine vax --image " + damaged, true, `"vax": want one of: ` + strings.Join(machines, ", ")},
 		{"qemu up --name one --board rpi9 --image " + damaged, true, "want one of: " + strings.Join(boards.Names(), ", ")},
 		{"qemu up --name one --board-machine raspi3b --watchdog --image " + damaged, true, "--watchdog"},
 		{"qemu up --name one --image " + damaged, false, "not a Skerry image"},
