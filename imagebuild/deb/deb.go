@@ -25,6 +25,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -51,6 +52,9 @@ type List struct {
 	// can't be read, as it happens while a mirror is being updated. Empty
 	// means that this is an error.
 	Fallback string `yaml:"fallback"`
+	// From names, by package, another release than Suite that it is taken from,
+	// with what a metapackage stands for.
+	From map[string]string `yaml:"from"`
 	// MayLack names, by architecture, the -updates and -security suites that
 	// are left out while their index can't be read. Without an entry that is
 	// an error, since it takes packages back to what these suites corrected.
@@ -108,17 +112,31 @@ func ParseList(text []byte) (*List, error) {
 			return nil, fmt.Errorf("ignored dependency %q has no reason", name)
 		}
 	}
+	for name, release := range l.From {
+		if release == "" {
+			return nil, fmt.Errorf("from names no release for %q", name)
+		}
+	}
 	for arch, suites := range l.MayLack {
 		if !slices.Contains(l.Architectures, arch) {
 			return nil, fmt.Errorf("mayLack names %q, which is not one of architectures", arch)
 		}
 		for _, s := range suites {
-			if !beside(l.Suite, s) && (l.Fallback == "" || !beside(l.Fallback, s)) {
+			if !slices.ContainsFunc(l.releases(), func(release string) bool { return beside(release, s) }) {
 				return nil, fmt.Errorf("mayLack of %s names %q: want -updates or -security of a suite that is used", arch, s)
 			}
 		}
 	}
 	return l, nil
+}
+
+// releases are those that packages may be taken from.
+func (l *List) releases() []string {
+	all := append(slices.Sorted(maps.Values(l.From)), l.Suite)
+	if l.Fallback != "" {
+		all = append(all, l.Fallback)
+	}
+	return all
 }
 
 // Lock is a lock-*.json: exactly which files.
@@ -166,8 +184,8 @@ func ParseLock(text []byte) (*Lock, error) {
 		return nil, errors.New("it names no architecture or no packages")
 	}
 	for i, s := range l.Without {
-		if !beside(l.Suite, s) || slices.Contains(l.Without[:i], s) {
-			return nil, fmt.Errorf("without names %q: want -updates or -security of %q, once", s, l.Suite)
+		if !beside(l.Suite, s) && !slices.ContainsFunc(l.Packages, func(p Package) bool { return beside(p.Suite, s) }) || slices.Contains(l.Without[:i], s) {
+			return nil, fmt.Errorf("without names %q: want -updates or -security of %q or of another release that packages are from, once", s, l.Suite)
 		}
 	}
 	for _, p := range l.Packages {

@@ -365,6 +365,72 @@ func TestMayLack(t *testing.T) {
 	}
 }
 
+// TestFrom: one package comes from another release, though the list's own has a
+// higher version, and what corrects that release counts for it.
+func TestFrom(t *testing.T) {
+	newMixed := func(t *testing.T) *world {
+		w := newWorld(t)
+		kernel := func(meta, real string, suites string) []debtest.Package {
+			return []debtest.Package{
+				{Name: "linux-image-arm64", Version: meta, Arch: "arm64", Depends: "linux-image-" + real, Suites: suites},
+				{Name: "linux-image-" + real, Version: meta, Arch: "arm64", Depends: "installer", Suites: suites},
+			}
+		}
+		old := append(kernel("6.1.1-1", "6.1.1", ""), kernel("6.1.2-1", "6.1.2", "bookworm-security")...)
+		w.PublishToo(t, "bookworm", "arm64", append(old, debtest.Package{Name: "tool", Version: "9", Arch: "arm64"})...)
+		w.list = parseList(t, listText+"from: {linux-image-arm64: bookworm}\n")
+		return w
+	}
+	w := newMixed(t)
+	lock := w.resolve(t)
+	want := "libx1 1.0 debian, linux-image-6.1.2 6.1.2-1 debian-security, tool 1:1.10-1 debian-security"
+	if got := names(lock); got != want || lock.Suite != "trixie" {
+		t.Errorf("Resolve = %s of %s, want %s of trixie", got, lock.Suite, want)
+	}
+	if p, err := lock.Find("linux-image-arm64"); err != nil || p.Suite != "bookworm-security" {
+		t.Errorf("the kernel is from %q, %v, want bookworm-security", p.Suite, err)
+	}
+
+	for _, c := range []struct {
+		name, drop, add string
+		want            []string
+	}{
+		{"without what corrects it", "debian-security/dists/bookworm-security/main", "", []string{"bookworm-security for arm64", "mayLack"}},
+		{"without it", "debian/dists/bookworm/main", "", []string{"bookworm for arm64", "from in the package list"}},
+		{"without it, and no way back to an older release", "debian/dists/bookworm/main", "fallback: bookworm\n", []string{"bookworm for arm64", "from in the package list"}},
+		{"a package that isn't there", "", "data: [libx1]\n", []string{`bookworm has no package "libx2 | libx1"`}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newMixed(t)
+			w.list = parseList(t, listText+"from: {linux-image-arm64: bookworm}\n"+c.add)
+			if c.drop == "" {
+				w.list.From["libx2 | libx1"] = "bookworm"
+			} else {
+				w.Drop(t, c.drop)
+			}
+			_, err := w.archive.Resolve(t.Context(), w.list, "arm64")
+			w.oneLine(t, err, c.want...)
+		})
+	}
+
+	t.Run("what corrects it may be lacking", func(t *testing.T) {
+		w := newMixed(t)
+		w.list.MayLack = map[string][]string{"arm64": {"bookworm-security"}}
+		w.Drop(t, "debian-security/dists/bookworm-security/main")
+		text, err := w.resolve(t).Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock, err := deb.ParseLock(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err := lock.Find("linux-image-arm64"); err != nil || p.Version != "6.1.1-1" || !slices.Equal(lock.Without, []string{"bookworm-security"}) {
+			t.Errorf("the kernel is %s, %v, without %q, want 6.1.1-1, without bookworm-security", p.Version, err, lock.Without)
+		}
+	})
+}
+
 func TestFetch(t *testing.T) {
 	w := newWorld(t)
 	lock := w.resolve(t)
@@ -541,12 +607,14 @@ func TestParseRefuses(t *testing.T) {
 		listText + "mayLack: {armhf: [trixie-security]}":           `"armhf"`,
 		listText + "mayLack: {arm64: [trixie]}":                    `"trixie"`,
 		listText + "mayLack: {arm64: [bookworm-updates]}":          `"bookworm-updates"`,
+		listText + "from: {tool: }":                                `"tool"`,
 	} {
 		if _, err := deb.ParseList([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ParseList(%q) = %v, want an error with %q", text, err, want)
 		}
 	}
 	parseList(t, listText+"fallback: bookworm\nmayLack: {arm64: [bookworm-updates]}")
+	parseList(t, listText+"from: {tool: bookworm}\nmayLack: {arm64: [bookworm-updates]}")
 	w := newWorld(t)
 	good, err := w.resolve(t).Marshal()
 	if err != nil {

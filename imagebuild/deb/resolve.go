@@ -36,21 +36,31 @@ func (a *Archive) Resolve(ctx context.Context, list *List, arch string) (*Lock, 
 }
 
 func (a *Archive) resolve(ctx context.Context, list *List, suite, arch string) (*Lock, error) {
-	r := &resolver{list: list}
+	r := &resolver{list: list, suite: suite, places: map[string][]place{}}
 	lock := &Lock{Architecture: arch, Suite: suite}
-	for _, p := range parts(suite) {
-		places, err := a.places(ctx, p, list.Components, arch)
-		switch {
-		case err == nil:
-			r.places = append(r.places, places...)
-		case p.suite == suite || !errors.Is(err, errNoIndex):
-			return nil, fmt.Errorf("read %s for %s: %w", p.suite, arch, err)
-		case slices.Contains(list.MayLack[arch], p.suite):
-			a.notice("WARNING: no %s for %s, so what it corrects is missing: %v", p.suite, arch, err)
-			lock.Without = append(lock.Without, p.suite)
-		default:
-			// Without %w: what Fallback is for is the main suite's index.
-			return nil, fmt.Errorf("read %s for %s, which mayLack in the package list does not allow to be missing: %v", p.suite, arch, err)
+	releases := []string{suite}
+	for _, entry := range list.Packages {
+		if release := list.From[entry]; release != "" && !slices.Contains(releases, release) {
+			releases = append(releases, release)
+		}
+	}
+	for _, release := range releases {
+		for _, p := range parts(release) {
+			places, err := a.places(ctx, p, list.Components, arch)
+			switch {
+			case err == nil:
+				r.places[release] = append(r.places[release], places...)
+			case p.suite == suite || !errors.Is(err, errNoIndex):
+				return nil, fmt.Errorf("read %s for %s: %w", p.suite, arch, err)
+			case p.suite == release:
+				// Without %w, here and below: what Fallback is for is the main suite's index.
+				return nil, fmt.Errorf("read %s for %s, which from in the package list names: %v", p.suite, arch, err)
+			case slices.Contains(list.MayLack[arch], p.suite):
+				a.notice("WARNING: no %s for %s, so what it corrects is missing: %v", p.suite, arch, err)
+				lock.Without = append(lock.Without, p.suite)
+			default:
+				return nil, fmt.Errorf("read %s for %s, which mayLack in the package list does not allow to be missing: %v", p.suite, arch, err)
+			}
 		}
 	}
 	if err := r.pick(); err != nil {
@@ -107,7 +117,8 @@ func (a *Archive) places(ctx context.Context, p part, components []string, arch 
 
 type resolver struct {
 	list   *List
-	places []place
+	suite  string
+	places map[string][]place // by release
 	picked []*found
 }
 
@@ -127,7 +138,8 @@ func (r *resolver) pick() error {
 		return nil
 	}
 	for _, entry := range r.list.Packages {
-		p, listed, err := r.newestOf(entry)
+		release := cmp.Or(r.list.From[entry], r.suite)
+		p, listed, err := r.newestOf(release, entry)
 		if err != nil {
 			return err
 		}
@@ -138,7 +150,7 @@ func (r *resolver) pick() error {
 			continue
 		}
 		for _, dep := range p.depends {
-			real, err := r.newest(dep.Possibilities[0].Name)
+			real, err := r.newest(release, dep.Possibilities[0].Name)
 			if err != nil {
 				return err
 			}
@@ -154,21 +166,21 @@ func (r *resolver) pick() error {
 }
 
 // newestOf resolves "a | b".
-func (r *resolver) newestOf(entry string) (p *found, listed string, err error) {
+func (r *resolver) newestOf(release, entry string) (p *found, listed string, err error) {
 	names := strings.Split(entry, "|")
 	for i := range names {
 		names[i] = strings.TrimSpace(names[i])
-		if p, err = r.newest(names[i]); p != nil || err != nil {
+		if p, err = r.newest(release, names[i]); p != nil || err != nil {
 			return p, names[0], err
 		}
 	}
-	return nil, "", fmt.Errorf("the archive has no package %q: correct its name in the package list", entry)
+	return nil, "", fmt.Errorf("%s has no package %q: correct its name in the package list", release, entry)
 }
 
-// newest returns the package's highest version in all places, nil without one.
-func (r *resolver) newest(name string) (*found, error) {
+// newest returns the package's highest version in all places of a release, nil without one.
+func (r *resolver) newest(release, name string) (*found, error) {
 	var best *found
-	for _, at := range r.places {
+	for _, at := range r.places[release] {
 		for _, text := range at.index[name] {
 			p, err := parseParagraph(text)
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -127,16 +128,22 @@ func (a *Archive) Drop(t testing.TB, part string) {
 // of suite, suite-updates and suite-security for arch.
 func (a *Archive) Publish(t testing.TB, suite, arch string, packages ...Package) {
 	t.Helper()
-	a.publish(t, suite, arch, time.Now().Add(time.Hour), packages)
+	a.publish(t, suite, arch, time.Now().Add(time.Hour), packages, false)
+}
+
+// PublishToo is Publish of another suite beside what the archive holds.
+func (a *Archive) PublishToo(t testing.TB, suite, arch string, packages ...Package) {
+	t.Helper()
+	a.publish(t, suite, arch, time.Now().Add(time.Hour), packages, true)
 }
 
 // PublishStale is Publish with an index that was valid until an hour ago.
 func (a *Archive) PublishStale(t testing.TB, suite, arch string, packages ...Package) {
 	t.Helper()
-	a.publish(t, suite, arch, time.Now().Add(-time.Hour), packages)
+	a.publish(t, suite, arch, time.Now().Add(-time.Hour), packages, false)
 }
 
-func (a *Archive) publish(t testing.TB, suite, arch string, valid time.Time, packages []Package) {
+func (a *Archive) publish(t testing.TB, suite, arch string, valid time.Time, packages []Package, keep bool) {
 	t.Helper()
 	files := map[string][]byte{}
 	components := []string{"main"}
@@ -173,6 +180,9 @@ func (a *Archive) publish(t testing.TB, suite, arch string, valid time.Time, pac
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if keep {
+		maps.Copy(files, a.files)
+	}
 	a.files = files
 }
 
