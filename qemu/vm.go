@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -151,8 +152,12 @@ func (vm *VM) Dir() string { return vm.cfg.Dir }
 
 func (vm *VM) args() ([]string, error) {
 	c, m := vm.cfg, vm.cfg.Machine
+	threads := "multi"
+	if slices.Contains(m.Args, "-icount") { // counted instructions are in one order
+		threads = "single"
+	}
 	args := append([]string{"-name", "skerry,process=skerry-qemu", "-nodefaults", "-display", "none",
-		"-accel", "tcg,thread=multi,tb-size=512"}, m.Args...)
+		"-accel", "tcg,thread=" + threads + ",tb-size=512"}, m.Args...)
 	args = append(args, "-m", strconv.Itoa(c.Memory), "-smp", strconv.Itoa(c.SMP))
 	if m.UBoot.Name != "" {
 		args = append(args, "-bios", c.UBoot)
@@ -579,8 +584,10 @@ func resident(pid int) int64 {
 func (vm *VM) Disconnect() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	vm.line.Close()
-	vm.qmp.conn.Close()
+	if vm.line != nil { // it was connected
+		vm.line.Close()
+		vm.qmp.conn.Close()
+	}
 }
 
 // Size is the machine's memory in MiB and its number of processors.
