@@ -9,6 +9,7 @@ package datastore
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -60,6 +61,7 @@ type Datastore struct {
 	Endpoint, VolatileEndpoint string
 
 	guard   *guard
+	db      *sql.DB // kine's
 	servers []*grpc.Server
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -146,6 +148,7 @@ func Start(ctx context.Context, o Options) (_ *Datastore, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open database %q: %w", path, err)
 	}
+	d.db = dialect.DB
 	d.guard = newGuard(dialect)
 	// After the database: a power cut in between leaves one without the mark.
 	if err := atomicfile.WriteFile(mark, []byte("the database was made\n"), 0o600); err != nil {
@@ -207,7 +210,22 @@ func (d *Datastore) Stop() {
 	}
 	d.cancel()
 	d.wg.Wait()
+	if d.db == nil {
+		return
+	}
+	// Kine waits for none who read on its own behalf (what ends leases), and SQLite
+	// writes when the last one lets go. There is no event to wait for.
+	for range stopTime / time.Millisecond {
+		if d.db.Stats().OpenConnections == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
+
+// stopTime is how long Stop waits for the last reader. None takes that long on a
+// disk that works.
+const stopTime = 10 * time.Second
 
 // countBoot adds one to the durable counter in file and returns it. Revisions
 // of the volatile store start at the counter × 2³², so that a client which

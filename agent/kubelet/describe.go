@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/util/retry"
 
 	"skerry.internal/skerry/agent/config"
@@ -26,7 +28,9 @@ func Describe(ctx context.Context, kubeconfig, name string, labels map[string]st
 	if err != nil {
 		return err
 	}
-	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+	// kubelet and controllers write to a new Node often, and on a slow board each
+	// answer takes seconds: four tries, retry's default, were not enough.
+	return retry.RetryOnConflict(wait.Backoff{Duration: 100 * time.Millisecond, Jitter: 0.5, Steps: 100}, func() error {
 		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return fmt.Errorf("read node %q: %w", name, err)
