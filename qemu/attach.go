@@ -139,11 +139,21 @@ func Attach(ctx context.Context, dir string) (*VM, error) {
 			}
 		}
 	}()
-	if err := vm.connect(ctx); err != nil {
+	connecting, cancel := context.WithTimeout(ctx, attachTime)
+	defer cancel()
+	if err := vm.connect(connecting); err != nil {
+		vm.Disconnect()
+		if connecting.Err() != nil && ctx.Err() == nil {
+			err = errors.New("another command speaks with it, perhaps skerry qemu up, which waits for its node: end that one first")
+		}
 		return nil, fmt.Errorf("attach to machine in %q: %w", dir, err)
 	}
 	return vm, nil
 }
+
+// attachTime is how long a busy QEMU may take to answer. It answers one at a time: a
+// second one who asks hears nothing until the first has gone.
+const attachTime = 15 * time.Second
 
 // Exists says whether dir holds a machine.
 func Exists(dir string) bool {
