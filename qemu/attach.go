@@ -143,16 +143,16 @@ func Attach(ctx context.Context, dir string) (*VM, error) {
 	defer cancel()
 	if err := vm.connect(connecting); err != nil {
 		vm.Disconnect()
-		if connecting.Err() != nil && ctx.Err() == nil {
-			err = errors.New("another command speaks with it, perhaps skerry qemu up, which waits for its node: end that one first")
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			err = fmt.Errorf("no answer within %s: if another command holds it (skerry qemu up that waits for its node, console --follow), end that one first: %w", attachTime, err)
 		}
 		return nil, fmt.Errorf("attach to machine in %q: %w", dir, err)
 	}
 	return vm, nil
 }
 
-// attachTime is how long a busy QEMU may take to answer. It answers one at a time: a
-// second one who asks hears nothing until the first has gone.
+// attachTime is how long a busy QEMU may take to answer. It serves one connection at a
+// time: a second one hears nothing until the first is closed.
 const attachTime = 15 * time.Second
 
 // Exists says whether dir holds a machine.

@@ -29,24 +29,36 @@ type qmpReply struct {
 	Error  *struct {
 		Class, Desc string
 	} `json:"error"`
-	Event    string          `json:"event"`
-	Greeting json.RawMessage `json:"QMP"`
+	Event string `json:"event"`
 }
 
+// hello says nothing before QEMU does: while somebody else is connected, what is sent
+// stays in the socket, and its answer may reach whoever connects next.
 func (q *qmpClient) hello(ctx context.Context) error {
-	return q.run(ctx, "qmp_capabilities", nil, nil) // the greeting is passed over like an event
+	release := q.bound(ctx)
+	_, err := q.in.ReadBytes('\n')
+	release()
+	if err != nil {
+		return fmt.Errorf("wait for QMP greeting: %w", errors.Join(ctx.Err(), err))
+	}
+	return q.run(ctx, "qmp_capabilities", nil, nil)
+}
+
+// bound ends what waits for the connection when ctx does, until release.
+func (q *qmpClient) bound(ctx context.Context) (release func()) {
+	stop := context.AfterFunc(ctx, func() { q.conn.SetDeadline(time.Unix(1, 0)) })
+	return func() {
+		if !stop() {
+			q.conn.SetDeadline(time.Time{})
+		}
+	}
 }
 
 // run sends a command and decodes what it returns into result, unless that is nil.
 func (q *qmpClient) run(ctx context.Context, command string, arguments, result any) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() { q.conn.SetDeadline(time.Unix(1, 0)) })
-	defer func() {
-		if !stop() {
-			q.conn.SetDeadline(time.Time{})
-		}
-	}()
+	defer q.bound(ctx)()
 	request := map[string]any{"execute": command}
 	if arguments != nil {
 		request["arguments"] = arguments
@@ -64,7 +76,7 @@ func (q *qmpClient) run(ctx context.Context, command string, arguments, result a
 			return fmt.Errorf("read QMP answer %q: %w", line, err)
 		}
 		switch {
-		case reply.Event != "" || reply.Greeting != nil:
+		case reply.Event != "":
 			continue
 		case reply.Error != nil:
 			return fmt.Errorf("run QMP command %q: %s: %s", command, reply.Error.Class, reply.Error.Desc)

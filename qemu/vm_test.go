@@ -277,7 +277,7 @@ func TestAttach(t *testing.T) {
 	if _, _, err := qemu.Reopen(bounded(t), vm.Dir()); err == nil || !strings.Contains(err.Error(), "runs already") {
 		t.Errorf("Reopen of a running machine = %v, want an error", err)
 	}
-	if _, err := qemu.Attach(bounded(t), vm.Dir()); err == nil || !strings.Contains(err.Error(), "another command speaks with it") {
+	if _, err := qemu.Attach(bounded(t), vm.Dir()); err == nil || !strings.Contains(err.Error(), "another command holds it") {
 		t.Errorf("Attach to a machine that somebody else holds = %v, want it to say so", err)
 	}
 	vm.Disconnect()

@@ -28,8 +28,9 @@ func Describe(ctx context.Context, kubeconfig, name string, labels map[string]st
 	if err != nil {
 		return err
 	}
-	// kubelet and controllers write to a new Node often, and on a slow board each
-	// answer takes seconds: four tries, retry's default, were not enough.
+	// kubelet and controllers write to a new Node often, and on a slow board a try takes
+	// seconds: retry's own four ended in conflicts, and the node showed an error and
+	// waited for up to a minute.
 	return retry.RetryOnConflict(wait.Backoff{Duration: 100 * time.Millisecond, Jitter: 0.5, Steps: 100}, func() error {
 		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {

@@ -1,12 +1,19 @@
 package kubelet
 
 import (
+	"encoding/json"
 	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"skerry.internal/skerry/agent/config"
 )
@@ -50,5 +57,31 @@ func TestDescribe(t *testing.T) {
 	describe(n, nil, nil)
 	if n.Labels["theirs"] != "1" {
 		t.Error("a broken annotation costs a label")
+	}
+}
+
+// While others write to the Node, what is read is out of date again and again.
+func TestDescribeUntilNobodyElseWrites(t *testing.T) {
+	const others = 6
+	written := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		answer := any(&corev1.Node{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: "barn"}})
+		if r.Method == http.MethodPut {
+			if written++; written <= others {
+				refused := apierrors.NewConflict(schema.GroupResource{Resource: "nodes"}, "barn", nil)
+				w.WriteHeader(http.StatusConflict)
+				answer = refused.Status()
+			}
+		}
+		json.NewEncoder(w).Encode(answer)
+	}))
+	defer srv.Close()
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(`{"clusters":[{"name":"x","cluster":{"server":"`+srv.URL+`"}}],"contexts":[{"name":"x","context":{"cluster":"x"}}],"current-context":"x"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Describe(t.Context(), kubeconfig, "barn", map[string]string{"a": "1"}, nil); err != nil || written != others+1 {
+		t.Errorf("Describe() = %v after %d tries; want none after %d", err, written, others+1)
 	}
 }

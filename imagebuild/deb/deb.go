@@ -17,7 +17,8 @@
 // Left out: maintainer scripts (nothing is ever installed, files are picked)
 // and a dependency solver. A list names every package that it wants, and
 // Resolve refuses a list that forgets one: what goes into an image that people
-// update over a thin link should be somebody's decision.
+// update over a thin link should be somebody's decision. All packages of a list
+// are of one release, but for those that its From names.
 package deb
 
 import (
@@ -48,12 +49,12 @@ type List struct {
 	// Suite is the release's code name. Its -updates and -security suites are
 	// always read too.
 	Suite string `yaml:"suite"`
-	// Fallback is the release to take everything from when the index of Suite
-	// can't be read, as it happens while a mirror is being updated. Empty
-	// means that this is an error.
+	// Fallback is the release to take everything from that From does not place
+	// elsewhere when the index of Suite can't be read, as it happens while a
+	// mirror is being updated. Empty means that this is an error.
 	Fallback string `yaml:"fallback"`
-	// From names, by package, another release than Suite that it is taken from,
-	// with what a metapackage stands for.
+	// From names, by entry of Packages, another release than Suite that it is
+	// taken from, with what a metapackage stands for.
 	From map[string]string `yaml:"from"`
 	// MayLack names, by architecture, the -updates and -security suites that
 	// are left out while their index can't be read. Without an entry that is
@@ -184,7 +185,8 @@ func ParseLock(text []byte) (*Lock, error) {
 		return nil, errors.New("it names no architecture or no packages")
 	}
 	for i, s := range l.Without {
-		if !beside(l.Suite, s) && !slices.ContainsFunc(l.Packages, func(p Package) bool { return beside(p.Suite, s) }) || slices.Contains(l.Without[:i], s) {
+		used := beside(l.Suite, s) || slices.ContainsFunc(l.Packages, func(p Package) bool { return beside(releaseOf(p.Suite), s) })
+		if !used || slices.Contains(l.Without[:i], s) {
 			return nil, fmt.Errorf("without names %q: want -updates or -security of %q or of another release that packages are from, once", s, l.Suite)
 		}
 	}

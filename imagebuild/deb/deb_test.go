@@ -368,14 +368,14 @@ func TestMayLack(t *testing.T) {
 // TestFrom: one package comes from another release, though the list's own has a
 // higher version, and what corrects that release counts for it.
 func TestFrom(t *testing.T) {
+	kernel := func(version, release, suites string) []debtest.Package {
+		return []debtest.Package{
+			{Name: "linux-image-arm64", Version: version, Arch: "arm64", Depends: "linux-image-" + release, Suites: suites},
+			{Name: "linux-image-" + release, Version: version, Arch: "arm64", Depends: "installer", Suites: suites},
+		}
+	}
 	newMixed := func(t *testing.T) *world {
 		w := newWorld(t)
-		kernel := func(meta, real string, suites string) []debtest.Package {
-			return []debtest.Package{
-				{Name: "linux-image-arm64", Version: meta, Arch: "arm64", Depends: "linux-image-" + real, Suites: suites},
-				{Name: "linux-image-" + real, Version: meta, Arch: "arm64", Depends: "installer", Suites: suites},
-			}
-		}
 		old := append(kernel("6.1.1-1", "6.1.1", ""), kernel("6.1.2-1", "6.1.2", "bookworm-security")...)
 		w.PublishToo(t, "bookworm", "arm64", append(old, debtest.Package{Name: "tool", Version: "9", Arch: "arm64"})...)
 		w.list = parseList(t, listText+"from: {linux-image-arm64: bookworm}\n")
@@ -413,21 +413,47 @@ func TestFrom(t *testing.T) {
 		})
 	}
 
-	t.Run("what corrects it may be lacking", func(t *testing.T) {
+	for _, updated := range []string{"6.1.1-1", "6.1.1-2"} { // in bookworm, and in bookworm-updates
+		t.Run("what corrects it may be lacking, "+updated, func(t *testing.T) {
+			w := newMixed(t)
+			w.list.MayLack = map[string][]string{"arm64": {"bookworm-security"}}
+			if updated == "6.1.1-2" {
+				w.PublishToo(t, "bookworm", "arm64", append(kernel(updated, "6.1.1", "bookworm-updates"), kernel("6.1.2-1", "6.1.2", "bookworm-security")...)...)
+			}
+			w.Drop(t, "debian-security/dists/bookworm-security/main")
+			text, err := w.resolve(t).Marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			lock, err := deb.ParseLock(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p, err := lock.Find("linux-image-arm64"); err != nil || p.Version != updated || !slices.Equal(lock.Without, []string{"bookworm-security"}) {
+				t.Errorf("the kernel is %s, %v, without %q, want %s, without bookworm-security", p.Version, err, lock.Without, updated)
+			}
+		})
+	}
+
+	// The twin of Fallback: what has its own release stays there.
+	t.Run("with a fallback", func(t *testing.T) {
 		w := newMixed(t)
-		w.list.MayLack = map[string][]string{"arm64": {"bookworm-security"}}
-		w.Drop(t, "debian-security/dists/bookworm-security/main")
-		text, err := w.resolve(t).Marshal()
-		if err != nil {
+		w.PublishToo(t, "bullseye", "arm64", packages()...)
+		w.list.Fallback = "bullseye"
+		w.Drop(t, "debian/dists/trixie/main")
+		lock := w.resolve(t)
+		if p, err := lock.Find("linux-image-arm64"); err != nil || p.Suite != "bookworm-security" || lock.Suite != "bullseye" {
+			t.Errorf("the kernel is from %q, %v, the rest from %s, want bookworm-security and bullseye", p.Suite, err, lock.Suite)
+		}
+	})
+
+	t.Run("of nothing", func(t *testing.T) {
+		w := newMixed(t)
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "packages-image.yaml"), []byte(listText+"from: {linux-image-amr64: bookworm}\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		lock, err := deb.ParseLock(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if p, err := lock.Find("linux-image-arm64"); err != nil || p.Version != "6.1.1-1" || !slices.Equal(lock.Without, []string{"bookworm-security"}) {
-			t.Errorf("the kernel is %s, %v, without %q, want 6.1.1-1, without bookworm-security", p.Version, err, lock.Without)
-		}
+		w.oneLine(t, deb.LockAll(t.Context(), w.archive, dir, plain, func(string) {}), `from names ["linux-image-amr64"]`)
 	})
 }
 

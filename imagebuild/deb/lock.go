@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -37,6 +39,7 @@ func LockAll(ctx context.Context, a *Archive, dir string, complete func(name, ar
 		if err != nil {
 			return err
 		}
+		unused := maps.Clone(all.From)
 		for _, arch := range all.Architectures {
 			list, err := ReadList(name)
 			if err != nil {
@@ -45,11 +48,17 @@ func LockAll(ctx context.Context, a *Archive, dir string, complete func(name, ar
 			if err := complete(filepath.Base(name), arch, list); err != nil {
 				return err
 			}
+			for _, p := range list.Packages {
+				delete(unused, p)
+			}
 			lock, err := a.Resolve(ctx, list, arch)
 			if err != nil {
 				return fmt.Errorf("lock %s: %w", filepath.Base(name), err)
 			}
 			results = append(results, result{LockFile(name, arch), lock})
+		}
+		if len(unused) > 0 {
+			return fmt.Errorf("lock %s: from names %q, which no architecture takes: correct it", filepath.Base(name), slices.Sorted(maps.Keys(unused)))
 		}
 	}
 	for _, r := range results {

@@ -29,7 +29,7 @@ func (a *Archive) Resolve(ctx context.Context, list *List, arch string) (*Lock, 
 	defer a.mu.Unlock()
 	lock, err := a.resolve(ctx, list, list.Suite, arch)
 	if errors.Is(err, errNoIndex) && list.Fallback != "" {
-		a.notice("WARNING: taking everything for %s from %s: %v", arch, list.Fallback, err)
+		a.notice("WARNING: taking for %s what from does not place elsewhere from %s: %v", arch, list.Fallback, err)
 		lock, err = a.resolve(ctx, list, list.Fallback, arch)
 	}
 	return lock, err
@@ -85,6 +85,11 @@ type part struct {
 // parts begins with the main suite, which nothing can do without.
 func parts(suite string) []part {
 	return []part{{Main, suite}, {Main, suite + "-updates"}, {Security, suite + "-security"}}
+}
+
+// releaseOf is the release that a suite is part of.
+func releaseOf(suite string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(suite, "-updates"), "-security")
 }
 
 // beside says whether name is one of the suites beside the main one.
@@ -155,7 +160,7 @@ func (r *resolver) pick() error {
 				return err
 			}
 			if real == nil {
-				return fmt.Errorf("metapackage %q depends on %q, which the archive does not have", entry, dep.Possibilities[0].Name)
+				return fmt.Errorf("metapackage %q depends on %q, which %s does not have", entry, dep.Possibilities[0].Name, release)
 			}
 			if err := add(real, listed); err != nil {
 				return err

@@ -180,10 +180,10 @@ func (a *Archive) publish(t testing.TB, suite, arch string, valid time.Time, pac
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if keep {
-		maps.Copy(files, a.files)
+	if !keep {
+		clear(a.files)
 	}
-	a.files = files
+	maps.Copy(a.files, files)
 }
 
 func (a *Archive) sign(t testing.TB, text string) []byte {
