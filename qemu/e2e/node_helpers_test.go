@@ -269,10 +269,16 @@ func (n *node) client() kubernetes.Interface {
 func (n *node) try(stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(n.t.Context(), n.limit(11*time.Minute))
 	defer cancel()
-	cmd := n.command(ctx, args...)
-	cmd.Stdin = strings.NewReader(stdin)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	for begin := time.Now(); ; {
+		cmd := n.command(ctx, args...)
+		cmd.Stdin = strings.NewReader(stdin)
+		out, err := cmd.CombinedOutput()
+		// kubectl gives a TLS handshake ten seconds, which a slow machine may need more than once
+		// while its pods start. Nothing was asked then; where there is patience it is asked again.
+		if err == nil || n.patience <= 1 || time.Since(begin) > n.limit(time.Minute) || !strings.Contains(string(out), "net/http: TLS handshake timeout") {
+			return string(out), err
+		}
+	}
 }
 
 // k runs kubectl, which must succeed.
