@@ -274,7 +274,7 @@ func (n *node) try(stdin string, args ...string) (string, error) {
 		cmd.Stdin = strings.NewReader(stdin)
 		out, err := cmd.CombinedOutput()
 		// kubectl gives a TLS handshake ten seconds, which a slow machine may need more than once
-		// while its pods start. Nothing was asked then; where there is patience it is asked again.
+		// while its pods start. What needed that connection was not asked; where there is patience it is asked again.
 		if err == nil || n.patience <= 1 || time.Since(begin) > n.limit(time.Minute) || !strings.Contains(string(out), "net/http: TLS handshake timeout") {
 			return string(out), err
 		}
