@@ -312,20 +312,22 @@ func (n *node) state() string {
 // kubectl says success when its connection went away before (docs/known-faults.md).
 func (n *node) on(line string) (string, error) {
 	out, err := n.try("", "exec", "ops", "--", "/bin/busybox", "sh", "-c", "exec 2>&1\n"+line+"\necho \" status $?\"")
-	if err != nil {
+	all := endOfLine.FindAllStringSubmatchIndex(out, -1)
+	if all == nil {
+		if err == nil {
+			err = errors.New("the connection ended before the command")
+		}
 		return out, err
 	}
-	ended := endOfLine.FindStringSubmatchIndex(out)
-	if ended == nil {
-		return out, errors.New("the connection ended before the command")
-	}
+	// The line has ended, whatever became of its connection: it may have stopped who serves that.
+	ended := all[len(all)-1]
 	if status := out[ended[2]:ended[3]]; status != "0" {
-		err = fmt.Errorf("status %s", status)
+		return out[:ended[0]], fmt.Errorf("status %s", status)
 	}
-	return out[:ended[0]], err
+	return out[:ended[0]], nil
 }
 
-var endOfLine = regexp.MustCompile(` status (\d+)\n$`)
+var endOfLine = regexp.MustCompile(`(?m) status (\d+)$`)
 
 // follow starts a kubectl that goes on, and waits for a line of its output.
 func (n *node) follow(pattern string, args ...string) ([]string, func()) {

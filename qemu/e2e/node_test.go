@@ -364,7 +364,7 @@ func (n *node) testKill(unit, signal string) {
 		n.t.Fatalf("containers before: %q; want three running, and eight processes or more, two of them httpd", before)
 	}
 	// In the background: the signal ends the connection that carries it.
-	n.must(fmt.Sprintf("(busybox sleep 1; busybox kill -%s $(busybox pidof %s)) >/dev/null 2>&1 &", signal, unit))
+	n.must(fmt.Sprintf("(busybox sleep %.0f; busybox kill -%s $(busybox pidof %s)) >/dev/null 2>&1 &", n.limit(time.Second).Seconds(), signal, unit))
 	n.expect(regexp.QuoteMeta("skerry: unit "+unit+" started"), 3*time.Minute)
 	n.expect(regexp.QuoteMeta("skerry: unit "+unit+" ready"), bootTime)
 	n.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=120s")
