@@ -35,8 +35,8 @@ func TestTenPods(t *testing.T) {
 			if pods := strings.Fields(n.k("get", "pods", "--field-selector=status.phase=Running", "-o", "name")); len(pods) != 10 {
 				t.Fatalf("pods %q; want ten", pods)
 			}
-			unlock()
 			before, written := n.containers(), n.written()
+			unlock()
 			<-time.After(time.Hour) // what is shown is that nothing happens
 			t.Logf("written in the hour: %d bytes", n.written()-written)
 			memory := n.memory()
