@@ -136,7 +136,7 @@ func TestFaults(t *testing.T) {
 	})
 	step("StopContainerd", func(n *operator) {
 		// In the background: what comes back from the shell goes through containerd.
-		n.must("(busybox sleep 1; busybox kill -STOP $(busybox pidof containerd)) >/dev/null 2>&1 &")
+		n.soon("busybox kill -STOP $(busybox pidof containerd)")
 		<-time.After(3 * time.Second) // nobody says that it is stopped
 		n.answers()
 		n.expect(`skerry: error: unit containerd: no sign of life`, 3*time.Minute)
@@ -196,7 +196,7 @@ func (n *operator) starve(unit string) {
 	before := n.unit(unit)
 	group := n.lean(unit)
 	// Its end takes the connection to the shell with it.
-	n.must("(busybox sleep 1; echo $(busybox pidof " + unit + ") >" + group + "/cgroup.procs) >/dev/null 2>&1 &")
+	n.soon("echo $(busybox pidof " + unit + ") >" + group + "/cgroup.procs")
 	n.expect(`skerry: error: unit `+unit+`: .*next start in`, 2*time.Minute)
 	n.answers()
 	n.within(bootTime, unit+" has been started again", func() error { // on a slow machine skerryd takes its time

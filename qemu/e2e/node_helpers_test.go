@@ -311,23 +311,29 @@ func (n *node) state() string {
 // "ops"; the image has no shell of its own. The shell tells how the line ended, since
 // kubectl says success when its connection went away before (docs/known-faults.md).
 func (n *node) on(line string) (string, error) {
-	out, err := n.try("", "exec", "ops", "--", "/bin/busybox", "sh", "-c", "exec 2>&1\n"+line+"\necho \" status $?\"")
-	all := endOfLine.FindAllStringSubmatchIndex(out, -1)
-	if all == nil {
-		if err == nil {
-			err = errors.New("the connection ended before the command")
+	mark := rand.Text() + " " // which no output of the line itself ends like
+	out, err := n.try("", "exec", "ops", "--", "/bin/busybox", "sh", "-c", "exec 2>&1\n"+line+"\necho "+mark+"$?")
+	// The last one: ps shows the line itself.
+	if at := strings.LastIndex(out, mark); at >= 0 {
+		// What comes after it is kubectl's: the line may have stopped who serves its connection.
+		if status, _, whole := strings.Cut(out[at+len(mark):], "\n"); whole && status == "0" {
+			return out[:at], nil
+		} else if whole {
+			return out[:at], fmt.Errorf("status %s", status)
 		}
-		return out, err
 	}
-	// The line has ended, whatever became of its connection: it may have stopped who serves that.
-	ended := all[len(all)-1]
-	if status := out[ended[2]:ended[3]]; status != "0" {
-		return out[:ended[0]], fmt.Errorf("status %s", status)
+	if err == nil {
+		err = errors.New("the connection ended before the command")
 	}
-	return out[:ended[0]], nil
+	return out, err
 }
 
-var endOfLine = regexp.MustCompile(`(?m) status (\d+)$`)
+// soon runs a line on the node in the background, a moment later: it ends, or stops, what the
+// connection that carries it goes through.
+func (n *node) soon(line string) {
+	n.t.Helper()
+	n.must(fmt.Sprintf("(busybox sleep %.0f; %s) >/dev/null 2>&1 &", n.limit(time.Second).Seconds(), line))
+}
 
 // follow starts a kubectl that goes on, and waits for a line of its output.
 func (n *node) follow(pattern string, args ...string) ([]string, func()) {

@@ -203,7 +203,7 @@ func (n *node) testTools() {
 	pod := strings.Fields(n.k("get", "pods", "-l", "app=web", "-o", "name"))[0]
 	pod = strings.TrimPrefix(pod, "pod/")
 	n.k("cp", there, pod+":/there")
-	n.eventually("cp back", func() error { // see "exec's connection breaks at its end" in docs/known-faults.md
+	n.eventually("cp back", func() error { // see "kubectl cp's connection may break" in docs/known-faults.md
 		out, err := n.try("", "cp", pod+":/there", back)
 		if err != nil && !strings.Contains(out, "websocket: close 1006") {
 			n.t.Fatalf("kubectl cp: %v\n%s", err, out)
@@ -363,8 +363,7 @@ func (n *node) testKill(unit, signal string) {
 	if strings.Count(before, "containerd://") != 3 || strings.Count(before, "started") < 8 || strings.Count(before, "(httpd)") != 2 {
 		n.t.Fatalf("containers before: %q; want three running, and eight processes or more, two of them httpd", before)
 	}
-	// In the background: the signal ends the connection that carries it.
-	n.must(fmt.Sprintf("(busybox sleep %.0f; busybox kill -%s $(busybox pidof %s)) >/dev/null 2>&1 &", n.limit(time.Second).Seconds(), signal, unit))
+	n.soon(fmt.Sprintf("busybox kill -%s $(busybox pidof %s)", signal, unit))
 	n.expect(regexp.QuoteMeta("skerry: unit "+unit+" started"), 3*time.Minute)
 	n.expect(regexp.QuoteMeta("skerry: unit "+unit+" ready"), bootTime)
 	n.k("wait", "--for=condition=Ready", "node/barn-1", "--timeout=120s")
@@ -432,7 +431,7 @@ func (n *node) within(limit time.Duration, what string, try func() error) {
 
 // testReboot reboots in order, through init.
 func (n *node) testReboot() {
-	n.must("(busybox sleep 1; busybox kill -TERM 1) >/dev/null 2>&1 &")
+	n.soon("busybox kill -TERM 1")
 	n.expect(`U-Boot`, 3*time.Minute)
 	n.expect(`skerry: node ready`, bootTime)
 	n.everythingRuns()

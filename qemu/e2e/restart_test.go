@@ -42,7 +42,7 @@ func TestStatus(t *testing.T) {
 	}
 
 	pid := o.unit("skerryd").PID
-	n.must("(busybox sleep 1; busybox kill -KILL $(busybox pidof skerryd)) >/dev/null 2>&1 &")
+	n.soon("busybox kill -KILL $(busybox pidof skerryd)")
 	n.expect(`skerry: unit skerryd started`, 3*time.Minute)
 	if u := o.unit("skerryd"); u.Restarts != 1 || !strings.Contains(u.LastExit, "SIGKILL") || u.PID == pid {
 		t.Errorf("skerryd after SIGKILL = %+v; want one restart, and why", u)
@@ -50,7 +50,7 @@ func TestStatus(t *testing.T) {
 	n.expect(`skerry: unit skerryd ready`, bootTime)
 	n.eventually("exec works again", func() error { _, err := n.on("true"); return err })
 	pid = o.unit("skerryd").PID
-	n.must("(busybox sleep 1; busybox kill -STOP $(busybox pidof skerryd)) >/dev/null 2>&1 &")
+	n.soon("busybox kill -STOP $(busybox pidof skerryd)")
 	n.expect(`skerry: error: unit skerryd: no sign of life`, 3*time.Minute)
 	if u := o.unit("skerryd"); u.State == "ready" && u.PID == pid {
 		t.Errorf("skerryd after SIGSTOP = %+v; want it hung, or another process", u)

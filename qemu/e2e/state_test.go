@@ -244,8 +244,8 @@ func TestFullInodes(t *testing.T) {
 		t.Fatalf("at first: problems %s", got)
 	}
 	// In the background: what comes back from the shell goes through skerryd.
-	n.must(`(busybox sleep 1; busybox kill -STOP $(busybox pidof skerryd); busybox mkdir /proc/1/root/var/many; cd /proc/1/root/var/many; i=0
-		while true >$i; do i=$((i+1)); done; busybox sync; echo "<3>no inode is left after $i files" >/dev/kmsg) >/dev/null 2>&1 &`)
+	n.soon(`busybox kill -STOP $(busybox pidof skerryd); busybox mkdir /proc/1/root/var/many; cd /proc/1/root/var/many; i=0
+		while true >$i; do i=$((i+1)); done; busybox sync; echo "<3>no inode is left after $i files" >/dev/kmsg`)
 	n.expect(`no inode is left after \d{4,} files`, 10*time.Minute)
 	n.again(func() {})
 	n.expect(`skerry: error: STATE has too many files: its reserve of 256 is given up`, bootTime)
