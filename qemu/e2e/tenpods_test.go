@@ -32,9 +32,18 @@ func testTenPods(t *testing.T, x target) {
 	if pods := strings.Fields(n.k("get", "pods", "--field-selector=status.phase=Running", "-o", "name")); len(pods) != 10 {
 		t.Fatalf("pods %q; want ten", pods)
 	}
-	before, written := n.containers(), n.written()
+	before, written, spent := n.containers(), n.written(), n.spent()
 	<-time.After(time.Hour) // what is shown is that nothing happens
 	t.Logf("written in the hour: %d bytes", n.written()-written)
+	now := n.spent()
+	for name := range now {
+		now[name] -= spent[name]
+	}
+	t.Logf("processor time in the hour, in s: skerryd %d, containerd %d, shims %d, init %d", now["skerryd"], now["containerd"], now["containerd-shim"], now["init"])
+	// Shims have nothing to do; containerd's default of a look each second made them spend three quarters of what skerryd does.
+	if now["skerryd"] == 0 || now["containerd-shim"] > now["skerryd"]/4 {
+		t.Errorf("the shims spent %d s in the hour, skerryd %d; want at most a quarter of it", now["containerd-shim"], now["skerryd"])
+	}
 	memory := n.memory()
 	t.Logf("memory: total %d kB, available %d kB, swap used %d of %d kB", memory["MemTotal"], memory["MemAvailable"], memory["SwapTotal"]-memory["SwapFree"], memory["SwapTotal"])
 	for _, program := range []string{"init", "containerd", "skerryd"} {
@@ -51,6 +60,19 @@ func testTenPods(t *testing.T, x target) {
 		t.Errorf("skerryd started %d times; want once", starts)
 	}
 	n.everythingRuns()
+}
+
+// spent is the processor time so far of all processes of a name, in seconds (proc(5)).
+func (n *node) spent() map[string]int {
+	n.t.Helper()
+	all := map[string]int{}
+	out := n.must(`busybox cat /proc/[0-9]*/stat 2>/dev/null | busybox awk '{spent[$2] += $14 + $15} END {for (name in spent) print name, int(spent[name]/100)}'`)
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) == 2 {
+			all[strings.Trim(f[0], "()")], _ = strconv.Atoi(f[1])
+		}
+	}
+	return all
 }
 
 // written is what the node has written to its disk since power-on, in bytes.
