@@ -131,6 +131,7 @@ type QEMUMachine struct {
 	Env      Env    // in the second flash; no size: none
 	Kernel   string // file on FIRMWARE for -kernel
 	KernelAt int    `yaml:"kernelAt"` // the address that Kernel, a raw image, is linked for; 0: where QEMU puts it
+	Park     []int  `yaml:"park"`     // with KernelAt: the processors that Tree has off, which would wait without pause
 	DTB      string // file on FIRMWARE for -dtb
 	// Tree changes properties of that tree, by the node's path, to what the emulation can do.
 	Tree           map[string]map[string]any

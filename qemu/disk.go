@@ -64,7 +64,7 @@ func (vm *VM) prepareDisk(ctx context.Context) error {
 				return fmt.Errorf("prepare machine %s: FIRMWARE of %q has no %s: use an image of a board that this machine plays", m.Name, source, name)
 			}
 			if name == m.Kernel && m.KernelAt != 0 {
-				data, err = moved(data, m.KernelAt)
+				data, err = moved(data, m.KernelAt, m.Park)
 			} else if name == m.DTB && len(m.Tree) > 0 {
 				data, err = changedTree(data, m.Tree)
 			}

@@ -12,7 +12,7 @@ import (
 // The words are run by a few lines that know just them: where the image ends up, and where it is entered.
 func TestMoved(t *testing.T) {
 	image := []byte("0123456789abcdef0123456789abcdef01234")
-	out, err := moved(image, 0x8000)
+	out, err := moved(image, 0x8000, []int{2, 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,20 +33,41 @@ func TestMoved(t *testing.T) {
 		pc += 4
 		return v
 	}
-	from, to, end := load(3), load(4), load(5)
-	for _, want := range []uint32{0xe4936004, 0xe4846004, 0xe1540005, 0x3afffffb} {
-		if got := word(pc); got != want {
-			t.Fatalf("at %#x: %#x; want %#x", pc, got, want)
+	next := func(want ...uint32) {
+		t.Helper()
+		for _, want := range want {
+			if got := word(pc); got != want {
+				t.Fatalf("at %#x: %#x; want %#x", pc, got, want)
+			}
+			pc += 4
 		}
-		pc += 4
 	}
+	// Processors 2 and 3 are sent to a loop of two instructions.
+	loop := load(3)
+	for i, want := range []uint32{0xe320f003, 0xeafffffd} {
+		if got := load(4); got != want {
+			t.Errorf("instruction %d of the loop: %#x; want %#x", i, got, want)
+		}
+		next(0xe5834000 + 4*uint32(i))
+	}
+	for _, want := range []uint32{0x400000ac, 0x400000bc} {
+		if got := load(4); got != want {
+			t.Errorf("mailbox %#x; want %#x", got, want)
+		}
+		next(0xe5843000)
+	}
+	if loop < 0x500 || loop > 0xff8 {
+		t.Errorf("the loop lies at %#x; want it in the first page, after QEMU's own", loop)
+	}
+	from, to, end := load(3), load(4), load(5)
+	next(0xe4936004, 0xe4846004, 0xe1540005, 0x3afffffb)
 	for ; to < end; from, to = from+4, to+4 {
 		copy(memory[to:to+4], memory[from:from+4])
 	}
 	if entry := load(15); entry != 0x8000 || !bytes.HasPrefix(memory[entry:], image) {
 		t.Errorf("entered at %#x, where %q lies; want 0x8000 and the image", entry, memory[entry:entry+40])
 	}
-	if _, err := moved(image, kernelAddress); err == nil {
+	if _, err := moved(image, kernelAddress, nil); err == nil {
 		t.Error("moved() upwards = nil; want an error")
 	}
 }
