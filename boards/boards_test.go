@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"flag"
+	"fmt"
 	"hash/crc32"
 	"os"
 	"os/exec"
@@ -35,6 +36,11 @@ func TestByName(t *testing.T) {
 		for _, m := range b.QEMU {
 			if m.UBoot.Name != "" && m.Kernel != "" || m.UBoot.Name == "" && m.Kernel == "" && len(b.Loaders) == 0 {
 				t.Errorf("%s on %s: got U-Boot %q and kernel %q, want one of them, or a loader on the disk", name, m.Name, m.UBoot.Name, m.Kernel)
+			}
+			for _, processor := range m.Park { // it is done by what moves the kernel, to those that nobody starts
+				if off := m.Tree[fmt.Sprintf("/cpus/cpu@%d", processor)]["status"]; m.KernelAt == 0 || off == nil || off == "okay" {
+					t.Errorf("%s on %s: park has processor %d; want kernelAt, and that processor off in tree", name, m.Name, processor)
+				}
 			}
 			if m.Kernel != "" && (!names[m.Kernel] || !names[m.DTB]) {
 				t.Errorf("%s on %s: FIRMWARE has no %q or no %q", name, m.Name, m.Kernel, m.DTB)

@@ -16,7 +16,7 @@ func TestNodeARMv7(t *testing.T) { testNode(t, armv7) }
 // adaptor on USB, until its node is Ready: kubectl gives a TLS handshake ten seconds, in which that machine
 // answers none while pods start. Its card is at the second of its controllers, see boards/rpi2.
 func TestPi2(t *testing.T) {
-	testPi(t, target{board: "rpi2", machine: "raspi2b", patience: 2}, `MMC: +mmc@7e300000: 0`)
+	testPi(t, target{board: "rpi2", machine: "raspi2b", patience: 2}, `MMC: +mmc@7e300000: 0`, false)
 }
 
 // TestBananaPi boots the image of the Banana Pi M2 Ultra from its SD card, with nothing

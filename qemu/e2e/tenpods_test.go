@@ -40,7 +40,7 @@ func testTenPods(t *testing.T, x target) {
 		now[name] -= spent[name]
 	}
 	t.Logf("processor time in the hour, in s: skerryd %d, containerd %d, shims %d, init %d", now["skerryd"], now["containerd"], now["containerd-shim"], now["init"])
-	// Shims have nothing to do; containerd's default of a look each second made them spend three quarters of what skerryd does.
+	// Shims have little to do; containerd's default of a look each second made them spend three quarters of what skerryd does.
 	if now["skerryd"] == 0 || now["containerd-shim"] > now["skerryd"]/4 {
 		t.Errorf("the shims spent %d s in the hour, skerryd %d; want at most a quarter of it", now["containerd-shim"], now["skerryd"])
 	}
