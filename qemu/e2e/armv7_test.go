@@ -13,8 +13,8 @@ import (
 func TestNodeARMv7(t *testing.T) { testNode(t, armv7) }
 
 // TestPi2 boots the image of the Pi 2 with its own U-Boot, from its SD card, with a network
-// adaptor on USB, until its node is Ready: kubectl gives a TLS handshake ten seconds, in which that machine
-// answers none while pods start. Its card is at the second of its controllers, see boards/rpi2.
+// adaptor on USB, until its API is ready: Kubernetes' clients give a TLS handshake ten seconds, in which that machine
+// answers at one time and not at another once kubelet runs. Its card is at the second of its controllers, see boards/rpi2.
 func TestPi2(t *testing.T) {
 	testPi(t, target{board: "rpi2", machine: "raspi2b", patience: 2}, `MMC: +mmc@7e300000: 0`, false)
 }
