@@ -43,14 +43,21 @@ func (n *node) must(line string) string {
 	return out
 }
 
-// BenchmarkIdle reports the times of the boot, memory after ten idle minutes,
+// BenchmarkIdle reports, on each architecture, the times of the boot, memory after ten idle minutes,
 // and what is written to the card in the fifteen minutes after that.
 func BenchmarkIdle(b *testing.B) {
+	for _, x := range []target{arm64, armv7} {
+		board, _ := x.find(b)
+		b.Run(board.Arch.Name, func(b *testing.B) { benchmarkIdle(b, x) })
+	}
+}
+
+func benchmarkIdle(b *testing.B, x target) {
 	if b.N > 1 {
 		b.Fatal("run it with -benchtime=1x")
 	}
 	trace := filepath.Join(b.TempDir(), "writes")
-	n := startNode(b, func(c *qemu.Config) { c.Extra = []string{"-trace", "virtio_blk_handle_write", "-D", trace} })
+	n := startNodeOf(b, x, func(c *qemu.Config) { c.Extra = []string{"-trace", "virtio_blk_handle_write", "-D", trace} })
 	for _, mark := range []string{"mount kernel file systems done", "kube-apiserver ready", "node ready"} {
 		m := regexp.MustCompile(`\[ *([0-9.]+)\] skerry: ` + mark).FindStringSubmatch(n.vm.Console())
 		if m == nil {
