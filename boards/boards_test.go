@@ -221,6 +221,27 @@ func TestBootScriptGolden(t *testing.T) {
 	}
 }
 
+// TestUnstoppable wants no U-Boot to listen to the serial line: noise on it at power-on must not stop a boot.
+func TestUnstoppable(t *testing.T) {
+	for _, name := range Names() {
+		b, err := ByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		envs := map[string]Env{"uboot.env": b.Env}
+		for _, m := range b.QEMU {
+			if m.Env.Size > 0 {
+				envs[m.Name] = m.Env
+			}
+		}
+		for where, env := range envs {
+			if env.Vars["bootdelay"] != "-2" || !strings.Contains(env.Vars["bootcmd"], BootScriptFile) || !strings.HasSuffix(env.Vars["bootcmd"], "reset") {
+				t.Errorf("%s, %s: bootdelay %q, bootcmd %q; want -2, boot.scr, and a reset after it", name, where, env.Vars["bootdelay"], env.Vars["bootcmd"])
+			}
+		}
+	}
+}
+
 func TestUBootEnv(t *testing.T) {
 	b, err := ByName("rpi3")
 	if err != nil {

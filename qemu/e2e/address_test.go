@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -37,7 +38,8 @@ const inNamespace = "SKERRY_TEST_IN_NAMESPACE"
 
 // TestAddress is a person on the node's network, which is a namespace that the test
 // makes, with a DHCP server: skerry discover finds the node, and skerry node and kubectl
-// reach it. Another node there has its name, so it is barn-1-2.local. Then the other goes
+// reach it. The server is slow: it hears nothing for a minute, which the console says. Another node there has the
+// node's name, so it is barn-1-2.local, and says so. Then the other goes
 // and the server hands out another address: all of it works again with that and with the
 // node's own name, and no container was restarted. That the new address does not answer
 // before, and the old one does not any more, is the twin.
@@ -61,9 +63,15 @@ func TestAddress(t *testing.T) {
 	server := serveDHCP(t, plugIn(t))
 	first, second := netip.MustParseAddr("10.0.2.15"), netip.MustParseAddr("10.0.2.50")
 	server.give(first)
+	server.deaf = time.Minute
 	leave := namesake(t)
 	n := startNode(t, func(c *qemu.Config) { c.Tap, c.Forwards = laptop, nil })
 	relay(t, "10.0.2.2:"+n.registry, "127.0.0.1:"+n.registry)
+	for _, want := range []string{"network: eth0: no lease yet: ", "another node here has the name barn-1; this one answers to barn-1-2.local"} {
+		if !strings.Contains(n.vm.Console(), want) {
+			t.Errorf("the console does not say %q:\n%s", want, n.vm.Console())
+		}
+	}
 	if err := n.use(first); err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +80,9 @@ func TestAddress(t *testing.T) {
 	n.k("expose", "deployment", "web", "--name=outside", "--type=NodePort", "--port=8080")
 	before := n.containers()
 	n.reachable(first, "barn-1-2")
+	if got := n.named(first); !strings.Contains(got, "another node here has the name barn-1") {
+		t.Errorf("the status says of the network %q; want that another node has this one's name", got)
+	}
 	if err := n.dialed(second, "barn-1"); err == nil {
 		t.Errorf("the node answers at %v before it has that address", second)
 	}
@@ -81,6 +92,9 @@ func TestAddress(t *testing.T) {
 	server.give(second)
 	n.expect(`skerry: network: eth0 has address 10\.0\.2\.50/24, gateway 10\.0\.2\.2`, 3*time.Minute)
 	n.reachable(second, "barn-1")
+	if got := n.named(second); got != "" { // the twin
+		t.Errorf("alone with its name: the status says of the network %q", got)
+	}
 	t.Logf("all reachable at the new address after %.0f s", time.Since(begin).Seconds())
 	if err := n.dialed(first, "barn-1"); err == nil {
 		t.Errorf("the node still answers at %v", first)
@@ -124,14 +138,21 @@ func plugIn(t *testing.T) string {
 }
 
 // dhcpServer has one address to give, and refuses every other (RFC 2131, section 4.3.2).
-type dhcpServer struct{ address atomic.Pointer[netip.Addr] }
+type dhcpServer struct {
+	address atomic.Pointer[netip.Addr]
+	deaf    time.Duration // from the first that it hears on, before it answers
+}
 
 func (s *dhcpServer) give(a netip.Addr) { s.address.Store(&a) }
 
 func serveDHCP(t *testing.T, link string) *dhcpServer {
 	t.Helper()
 	s := &dhcpServer{}
+	first := sync.OnceValue(time.Now)
 	server, err := server4.NewServer(link, &net.UDPAddr{Port: dhcpv4.ServerPort}, func(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4) {
+		if time.Since(first()) < s.deaf {
+			return
+		}
 		address := net.IP(s.address.Load().AsSlice())
 		wish := m.RequestedIPAddress()
 		if wish == nil {
@@ -203,17 +224,23 @@ func relay(t *testing.T, from, to string) {
 	}()
 }
 
-// use has kubectl ask the node at an address.
+// use has kubectl ask the node at an address, by a kubeconfig as an operator gets it.
 func (n *node) use(addr netip.Addr) error {
-	c, err := cluster.Open(n.home, "e2e")
+	cmd := exec.Command(n.operator().program, "cluster", "kubeconfig", "e2e", "--server", fmt.Sprintf("https://%v:6443", addr))
+	cmd.Env = append(os.Environ(), "SKERRY_HOME="+n.home)
+	data, err := cmd.Output()
 	if err != nil {
-		return err
-	}
-	data, err := c.Kubeconfig(fmt.Sprintf("https://%v:6443", addr), time.Now())
-	if err != nil {
-		return err
+		return fmt.Errorf("skerry cluster kubeconfig: %w", err)
 	}
 	return os.WriteFile(n.kubeconfig, data, 0o600)
+}
+
+// named is what the status at an address says is wrong with the network.
+func (n *node) named(addr netip.Addr) string {
+	n.t.Helper()
+	o := n.operator()
+	o.address = addr.String()
+	return o.wrongWith("network")
 }
 
 func (n *node) reachable(addr netip.Addr, local string) {

@@ -11,6 +11,19 @@ import (
 	"skerry.internal/skerry/qemu"
 )
 
+// stillRuns says twice a minute on the console that it runs.
+const stillRuns = `
+apiVersion: v1
+kind: Pod
+metadata: {name: still-runs}
+spec:
+  containers:
+  - name: main
+    image: IMAGE
+    args: [sh, -c, "while busybox sleep 30; do echo '<3>the pod runs on' >/dev/kmsg; done"]
+    securityContext: {privileged: true}
+`
+
 // TestDiskHeals has the disk refuse writes until the node has noticed, and takes the
 // fault away: half an hour later the node reboots by itself, has STATE repaired, and is
 // as it was. Until then its pods run and its status API answers. The same node before
@@ -19,6 +32,12 @@ func TestDiskHeals(t *testing.T) {
 	n := startNode(t, withStatus, func(c *qemu.Config) { c.Faults = true })
 	o := n.operator()
 	n.startOne()
+	// It says that it runs where no API is needed to hear it.
+	if out, err := n.try(strings.ReplaceAll(stillRuns, "IMAGE", n.image), "create", "-f", "-"); err != nil {
+		t.Fatalf("create still-runs: %v\n%s", err, out)
+	}
+	const runs = `the pod runs on`
+	n.expect(runs, 3*time.Minute)
 	n.k("create", "configmap", "acknowledged")
 	if got := o.wrongWith("STATE"); got != "" {
 		t.Errorf("the status of a node whose disk is well says of STATE %q", got)
@@ -40,6 +59,9 @@ func TestDiskHeals(t *testing.T) {
 	n.goesOn()
 
 	broken := time.Now()
+	for range 40 { // of the half hour at least twenty minutes
+		n.expect(runs, 2*time.Minute)
+	}
 	n.expect(`skerry: error: rebooting to repair STATE`, 40*time.Minute)
 	if waited := time.Since(broken); waited < 25*time.Minute {
 		t.Errorf("the node rebooted after %v; want half an hour, in which what runs runs on", waited)

@@ -21,6 +21,13 @@ import (
 	"skerry.internal/skerry/qemu"
 )
 
+// mistaken is what stands before the rest of skerry.yaml, which holds: with a byte order mark, CRLF, an unknown key, a
+// tab, values of wrong types, and a key that the rest has again.
+const mistaken = "\xef\xbb\xbfhostnam: barn-7\r\nntp:\r\n\t- time.example.org\r\nmaxPods: many\r\noverlays: {dac: true}\r\nhostname: barn-1\r\n"
+
+// mistakes are its lines, and what is said of each.
+var mistakes = map[int]string{1: `unknown key "hostnam"`, 3: "", 4: "many", 5: "want a list", 7: `key "hostname" stands in line 6 already`}
+
 // TestStatus looks at a node through its status API while skerryd is dead and
 // while it hangs; then it restarts the node and empties it.
 func TestStatus(t *testing.T) {
@@ -28,7 +35,7 @@ func TestStatus(t *testing.T) {
 		put := c.Firmware
 		c.Firmware = func(files map[string][]byte) error {
 			err := put(files)
-			files[config.FileName] = append([]byte("hostnam: barn-7\n"), files[config.FileName]...)
+			files[config.FileName] = append([]byte(mistaken), files[config.FileName]...)
 			return err
 		}
 	})
@@ -37,8 +44,11 @@ func TestStatus(t *testing.T) {
 	o.look()
 	o.facts(description(t, bootImage(t)))
 	// The rest of the file holds: it gives the node its name and the registry's password.
-	if got := o.wrongWith(config.FileName); !strings.Contains(got, `skerry.yaml:1: unknown key "hostnam"`) {
-		t.Errorf("the status says of %s %q; want the unknown key of its first line", config.FileName, got)
+	got := o.wrongWith(config.FileName)
+	for line, part := range mistakes {
+		if want := fmt.Sprintf("skerry.yaml:%d: ", line); !strings.Contains(got, want) || !strings.Contains(got, part) {
+			t.Errorf("the status says of %s %q; want %s%s", config.FileName, got, want, part)
+		}
 	}
 
 	pid := o.unit("skerryd").PID
@@ -113,8 +123,13 @@ func (o *operator) facts(made image.Description) {
 	if i := st.Network.Interfaces; len(i) != 1 || i[0].Name != "eth0" || !i[0].Plugged || len(i[0].Addresses) == 0 {
 		o.t.Errorf("interfaces = %+v; want eth0, plugged in, with an address", i)
 	}
-	if m := st.Mistakes; len(m) != 1 || m[0].Line != 1 || !strings.Contains(m[0].Text, "hostnam") {
-		o.t.Errorf("mistakes = %+v; want the one of line 1", m)
+	for _, m := range st.Mistakes {
+		if part, ok := mistakes[m.Line]; !ok || !strings.Contains(m.Text, part) {
+			o.t.Errorf("mistake %+v; want those of %v", m, mistakes)
+		}
+	}
+	if len(st.Mistakes) != len(mistakes) {
+		o.t.Errorf("mistakes = %+v; want one for each of %v", st.Mistakes, mistakes)
 	}
 }
 

@@ -336,7 +336,7 @@ func TestFirstBootWipesBundle(t *testing.T) {
 	if err != nil {
 		t.Fatalf("skerry flash: %v\n%s", err, out)
 	}
-	for _, want := range []string{`writing .*[1-9]\d*\.\d+% .*p/s`, `verifying .*100\.00% .*p/s`, `is written and verified`} {
+	for _, want := range []string{`writing .*[1-9]\d*\.\d+% .*p/s .*left`, `verifying .*100\.00% .*p/s`, `is written and verified`} {
 		if !regexp.MustCompile(want).Match(out) {
 			t.Errorf("skerry flash on a terminal shows %q; want %q", out, want)
 		}
