@@ -77,7 +77,9 @@ func TestBootWithoutCable(t *testing.T) {
 	from := len(n.vm.Console())
 	n.expect(`skerry: network: no DHCP server has answered on eth0 in 10s; using the last lease`, bootTime)
 	n.expect(`skerry: node ready`, bootTime)
-	n.expect(started, 3*time.Minute)
+	ready := time.Now()
+	n.expect(started, bootTime) // as all pods of the test start again
+	t.Logf("without a cable a pod runs %.0f s after the node is Ready", time.Since(ready).Seconds())
 	if said := n.vm.Console()[from:]; strings.Contains(said, "has a link") {
 		t.Fatalf("the cable is not out:\n%s", said)
 	}
