@@ -5,15 +5,18 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
 	"skerry.internal/skerry/boards"
+	"skerry.internal/skerry/imagebuild/image"
 )
 
 // A clone in another folder, that shares no cache with this one, neither Go's nor
@@ -22,6 +25,21 @@ import (
 func TestSameBytesCold(t *testing.T) {
 	if out, err := exec.Command("git", "status", "--porcelain").Output(); err != nil || len(out) > 0 {
 		t.Fatalf("the tree has changes, which a clone has not: %v\n%s", err, out)
+	}
+	// An hour is a high price for having forgotten make image.
+	commit, err := exec.Command("git", "rev-parse", "HEAD").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, board := range boards.Names() {
+		data, err := os.ReadFile(filepath.Join("../../../build", board, "skerry-"+board+".json"))
+		var made image.Description
+		if err == nil {
+			err = json.Unmarshal(data, &made)
+		}
+		if want := strings.TrimSpace(string(commit)); err != nil || made.Commit != want {
+			t.Fatalf("the image of %s is of commit %q (%v), want %s: make image BOARD=%s", board, made.Commit, err, want, board)
+		}
 	}
 	dir, cache := clone(t, "another/and/longer"), t.TempDir()
 	seen := map[string]*boards.Board{}
